@@ -1,0 +1,1 @@
+"""Benchmarks of ModularBase against llama.cpp, run by ``python -m benchmarks``."""

@@ -1,0 +1,173 @@
+"""The only file that talks to ModularBase: what a benchmark needs of its Python API."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+N_VOCAB = 49152  # of the default base
+FIRST_TEXT_TOKEN = 256  # below are the control tokens of the default base's vocabulary
+DEFAULT_BASE = "smollm2-135m"
+
+# How far the engine's own decode rate may be from the one that the caller's clock gives.
+CLOCK_TOLERANCE = 0.10
+
+
+def random_tokens(n_tokens: int, seed: int) -> list[int]:
+    """Returns token ids as llama-bench's prompts have them: uniform, no text."""
+    draw = random.Random(seed)
+    return [draw.randrange(FIRST_TEXT_TOKEN, N_VOCAB) for _ in range(n_tokens)]
+
+
+def installed_base() -> Path:
+    """Returns the path of the default base, installing it where it is missing."""
+    from modularbase.bases import install
+
+    return Path(install(DEFAULT_BASE))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Timings of one request."""
+
+    token_ids: list[int]
+    ttft_ms: float
+    prefill_tps: float
+    decode_tps: float
+    n_cached: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """When a request of a batch produced its first and its last token, in seconds."""
+
+    first_s: float
+    last_s: float
+    n_decoded: int
+
+
+def aggregate_decode_tps(spans: Sequence[Span]) -> float:
+    """Returns the tokens per second from the first token of any request to the last of all.
+
+    The first token of a request comes from its prompt and is not counted.
+    """
+    seconds = max(span.last_s for span in spans) - min(span.first_s for span in spans)
+    return sum(span.n_decoded for span in spans) / seconds
+
+
+def check_clock(decode_tps: float, wall_tps: float) -> None:
+    """Compares the engine's decode rate with the caller's clock.
+
+    Raises:
+        RuntimeError: They differ by more than the tolerance, so one of them is wrong.
+    """
+    if abs(decode_tps - wall_tps) > CLOCK_TOLERANCE * wall_tps:
+        raise RuntimeError(
+            f"decode_tps: expected about {wall_tps:.1f} by the caller's clock, "
+            f"found {decode_tps:.1f}"
+        )
+
+
+class Session:
+    """An engine that is loaded when it is first measured."""
+
+    def __init__(self, path: Path, dtype: str, n_threads: int, n_ctx: int, **options: str) -> None:
+        """Keeps what to load; `options` are fields of EngineOptions."""
+        self._path = path
+        self._load = {"dtype": dtype, "n_threads": n_threads, "n_ctx": n_ctx}
+        self._options = options
+        self._engine: Any = None
+
+    def engine(self) -> Any:
+        """Returns the engine, loaded and warm."""
+        if self._engine is None:
+            from modularbase import Engine, EngineOptions
+
+            options = EngineOptions(**self._options) if self._options else None
+            self._engine = Engine.load(str(self._path), options=options, **self._load)
+            self._engine.generate([1, 2, 3], max_tokens=8, temperature=0, ignore_eos=True)
+        return self._engine
+
+    def close(self) -> None:
+        """Closes the engine if it was loaded."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def generate(self, prompt: Sequence[int], n_gen: int, n_draft: int = 0) -> Generation:
+        """Generates `n_gen` tokens greedily, past any end of text."""
+        engine = self.engine()
+        extra = {"n_draft": n_draft} if n_draft else {}
+        start = time.monotonic()
+        result = engine.generate(
+            list(prompt), max_tokens=n_gen, temperature=0, ignore_eos=True, **extra
+        )
+        seconds = time.monotonic() - start
+        timings = result.timings
+        if n_gen >= 32:  # shorter runs say little about the clock
+            check_clock(timings.decode_tps, (n_gen - 1) / (seconds - timings.ttft_ms / 1e3))
+        return Generation(
+            token_ids=list(result.token_ids),
+            ttft_ms=timings.ttft_ms,
+            prefill_tps=timings.prefill_tps,
+            decode_tps=timings.decode_tps,
+            n_cached=result.usage.cached_tokens,
+        )
+
+    def decode_tps(self, prompt: Sequence[int], n_gen: int) -> float:
+        """Returns the decode rate of `n_gen` steps behind a prompt."""
+        return self.generate(prompt, n_gen + 1).decode_tps  # the first token is the prompt's
+
+    def prefill_tps(self, prompt: Sequence[int]) -> float:
+        """Returns the rate at which a prompt that is not cached is processed."""
+        result = self.generate(prompt, 1)
+        if result.n_cached:
+            raise RuntimeError(f"prefill: expected no cached tokens, found {result.n_cached}")
+        return result.prefill_tps
+
+    def together(self, prompts: Sequence[Sequence[int]], n_gen: int) -> tuple[list[Span], float]:
+        """Submits all prompts at once; returns each request's span and the whole time.
+
+        Each request decodes `n_gen` tokens after the one that its prompt gives.
+        """
+        engine = self.engine()
+        start = time.monotonic()
+        handles = [
+            engine.submit(list(p), max_tokens=n_gen + 1, temperature=0, ignore_eos=True)
+            for p in prompts
+        ]
+        results = [handle.result() for handle in handles]
+        seconds = time.monotonic() - start
+        spans = []
+        for result in results:
+            first_s = result.timings.ttft_ms / 1e3
+            spans.append(Span(first_s, first_s + n_gen / result.timings.decode_tps, n_gen))
+        return spans, seconds
+
+
+@contextmanager
+def session(
+    path: Path, dtype: str, n_threads: int, n_ctx: int = 8192, **options: str
+) -> Iterator[Session]:
+    """Keeps an engine for the length of a block."""
+    held = Session(path, dtype, n_threads, n_ctx, **options)
+    try:
+        yield held
+    finally:
+        held.close()
+
+
+FIRST_TOKEN_PROGRAM = """
+import sys
+from modularbase import Engine
+path, dtype, n_threads, n_ctx, prompt, n_gen = sys.argv[1:]
+with Engine.load(path, dtype=dtype, n_threads=int(n_threads), n_ctx=int(n_ctx)) as engine:
+    for piece in engine.stream(prompt, max_tokens=int(n_gen), temperature=0, ignore_eos=True):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+"""

@@ -1,0 +1,1 @@
+"""The engines ModularBase is measured against, and how their output is read."""

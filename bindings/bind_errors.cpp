@@ -1,0 +1,41 @@
+// C++ errors become the classes of modularbase.errors, with the same fields.
+#include "bindings.h"
+#include "modularbase/core/errors.h"
+
+namespace py = pybind11;
+
+namespace modularbase::bindings {
+namespace {
+
+template <class... Fields>
+void raise(const char* name, Fields&&... fields) {
+  const py::object type = py::module_::import("modularbase.errors").attr(name);
+  const py::object error = type(std::forward<Fields>(fields)...);
+  PyErr_SetObject(type.ptr(), error.ptr());
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const BaseLoadError& e) {
+    raise("BaseLoadError", e.file, e.field, e.expected, e.found);
+  } catch (const InvalidRequestError& e) {
+    raise("InvalidRequestError", e.field, e.expected, e.found);
+  } catch (const ContextLengthError& e) {
+    raise("ContextLengthError", e.n_tokens, e.n_ctx);
+  } catch (const KvCacheFullError& e) {
+    raise("KvCacheFullError", e.needed_bytes, e.limit_bytes);
+  } catch (const CancelledError& e) {
+    raise("CancelledError", e.what());
+  } catch (const DeviceError& e) {
+    raise("DeviceError", e.what());
+  } catch (const Error& e) {
+    raise("ModularBaseError", e.what());
+  }
+}
+
+}  // namespace
+
+void bind_errors(py::module_&) { py::register_local_exception_translator(translate); }
+
+}  // namespace modularbase::bindings

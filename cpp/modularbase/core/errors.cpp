@@ -1,0 +1,43 @@
+#include "modularbase/core/errors.h"
+
+#include <string_view>
+#include <utility>
+
+#include "modularbase/core/utf8.h"
+
+namespace modularbase {
+namespace {
+
+// Parts of a message may come straight from a hostile file; Python can only show valid UTF-8.
+std::string sentence(std::string_view field, std::string_view expected, std::string_view found) {
+  return printable(field) + ": expected " + printable(expected) + ", found " + printable(found);
+}
+
+}  // namespace
+
+BaseLoadError::BaseLoadError(std::string path, std::string name, std::string want, std::string got)
+    : Error(printable(path, 4096) + ": " + sentence(name, want, got)),
+      file(std::move(path)),
+      field(printable(name)),
+      expected(printable(want)),
+      found(printable(got)) {}
+
+InvalidRequestError::InvalidRequestError(std::string name, std::string want, std::string got)
+    : Error(sentence(name, want, got)),
+      field(printable(name)),
+      expected(printable(want)),
+      found(printable(got)) {}
+
+ContextLengthError::ContextLengthError(std::int64_t tokens, std::int64_t ctx)
+    : Error("the request needs " + std::to_string(tokens) + " tokens of context, n_ctx is " +
+            std::to_string(ctx)),
+      n_tokens(tokens),
+      n_ctx(ctx) {}
+
+KvCacheFullError::KvCacheFullError(std::int64_t needed, std::int64_t limit)
+    : Error("the request needs " + std::to_string(needed) + " bytes of KV cache, the limit is " +
+            std::to_string(limit)),
+      needed_bytes(needed),
+      limit_bytes(limit) {}
+
+}  // namespace modularbase

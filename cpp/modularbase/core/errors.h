@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace modularbase {
+
+/// Root of every error this library throws. Anything else that escapes is a bug.
+/// The same tree, with the same fields, is defined for Python in python/modularbase/errors.py.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A base file that cannot be used: names the file, the field, and what was expected and found.
+class BaseLoadError : public Error {
+ public:
+  BaseLoadError(std::string file, std::string field, std::string expected, std::string found);
+  const std::string file;
+  const std::string field;
+  const std::string expected;
+  const std::string found;
+};
+
+/// A request that makes no sense (negative temperature, empty prompt, token id out of range).
+class InvalidRequestError : public Error {
+ public:
+  InvalidRequestError(std::string field, std::string expected, std::string found);
+  const std::string field;
+  const std::string expected;
+  const std::string found;
+};
+
+/// Prompt plus requested tokens do not fit the context.
+class ContextLengthError : public Error {
+ public:
+  ContextLengthError(std::int64_t n_tokens, std::int64_t n_ctx);
+  const std::int64_t n_tokens;
+  const std::int64_t n_ctx;
+};
+
+/// The KV cache can never hold this request, however long it waits.
+class KvCacheFullError : public Error {
+ public:
+  KvCacheFullError(std::int64_t needed_bytes, std::int64_t limit_bytes);
+  const std::int64_t needed_bytes;
+  const std::int64_t limit_bytes;
+};
+
+/// The request was cancelled by its owner or by the engine closing.
+class CancelledError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The compute device is missing, out of memory, or failed.
+class DeviceError : public Error {
+ public:
+  using Error::Error;
+};
+
+}  // namespace modularbase

@@ -1,0 +1,165 @@
+#include "modularbase/engine/engine.h"
+
+#include <algorithm>
+
+#include "modularbase/core/errors.h"
+
+namespace modularbase {
+namespace {
+
+constexpr std::int64_t kMaxDefaultCtx = 32768;
+constexpr std::int64_t kDefaultSequencesOfRoom = 2;
+
+double micros(Clock::duration duration) {
+  return std::chrono::duration<double, std::micro>(duration).count();
+}
+
+std::int64_t resolve_n_ctx(std::int64_t requested, std::int64_t n_ctx_train) {
+  if (requested == 0) return std::min(n_ctx_train, kMaxDefaultCtx);
+  if (requested < 1 || requested > n_ctx_train) {
+    throw InvalidRequestError("n_ctx", "1.." + std::to_string(n_ctx_train) + " (the trained context)",
+                              std::to_string(requested));
+  }
+  return requested;
+}
+
+std::int64_t resolve_n_blocks(std::int64_t budget_bytes, std::size_t block_bytes, std::int64_t n_ctx) {
+  const std::int64_t n_per_sequence = (n_ctx + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
+  if (budget_bytes == 0) return kDefaultSequencesOfRoom * n_per_sequence;
+  const std::int64_t n = budget_bytes / static_cast<std::int64_t>(block_bytes);
+  if (budget_bytes < 0 || n < 1) {
+    throw InvalidRequestError("kv_budget_bytes",
+                              "at least one block of " + std::to_string(block_bytes) + " bytes",
+                              std::to_string(budget_bytes));
+  }
+  return n;
+}
+
+std::int64_t count_parameters(const GgufFile& file) {
+  std::int64_t n = 0;
+  for (const GgufTensor& tensor : file.tensors()) n += tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3];
+  return n;
+}
+
+EngineInfo describe(const GgufFile& file, const Model& model, const Backend& backend) {
+  const ModelConfig& c = model.config;
+  EngineInfo info;
+  info.path = file.path();
+  info.family = c.family;
+  info.device = backend.name();
+  info.weight_type = ggml_type_name(model.layers[0].feed_forward.up.weight->type);
+  info.n_threads = backend.n_threads();
+  info.n_vocab = c.n_vocab;
+  info.n_ctx_train = c.n_ctx_train;
+  info.n_embd = c.n_embd;
+  info.n_layer = c.n_layer;
+  info.n_head = c.n_head;
+  info.n_head_kv = c.n_head_kv;
+  info.head_dim = c.head_dim;
+  info.n_ff = c.n_ff;
+  info.n_params = count_parameters(file);
+  info.weight_bytes = model.memory.n_bytes;
+  info.mapped_bytes = model.memory.n_bytes_mapped;
+  return info;
+}
+
+}  // namespace
+
+Engine::Engine(const std::string& path, const EngineOptions& options)
+    : options_(resolve_options(options)),
+      file_(GgufFile::open(path)),
+      backend_(options.device, options_.n_threads) {
+  const auto started_at = Clock::now();
+  model_ = load_model(file_, backend_, parse_dtype(options.dtype));
+  info_ = describe(file_, *model_, backend_);
+  info_.n_ctx = resolve_n_ctx(options.n_ctx, info_.n_ctx_train);
+  const KvGeometry geometry{info_.n_layer, info_.n_head_kv, info_.head_dim, options_.kv_type};
+  info_.n_kv_blocks = resolve_n_blocks(options.kv_budget_bytes, geometry.block_bytes(), info_.n_ctx);
+  info_.kv_bytes = static_cast<std::size_t>(info_.n_kv_blocks) * geometry.block_bytes();
+  cache_ = std::make_unique<KvCache>(geometry, info_.n_kv_blocks, backend_, options_.prefix_cache);
+  runner_ = std::make_unique<ModelRunner>(*model_, backend_, *cache_, options_);
+  info_.screen_bytes = runner_->screen_bytes();
+  scheduler_ = std::make_unique<Scheduler>(
+      *cache_, SchedulerLimits{options_.n_batch, options_.n_sequences});
+  publish_stats();
+  info_.load_us = micros(Clock::now() - started_at);
+  thread_ = std::thread([this] { run(); });
+}
+
+Engine::~Engine() { close(); }
+
+void Engine::close() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+void Engine::forget_prefixes() {
+  const std::lock_guard lock(mutex_);
+  forget_prefixes_ = true;
+}
+
+EngineStats Engine::stats() const {
+  const std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+void Engine::check(const RequestSpec& spec) const {
+  const auto n_prompt = static_cast<std::int64_t>(spec.prompt.size());
+  const std::int64_t n_least = spec.kind == RequestKind::kScore ? 2 : 1;
+  if (n_prompt < n_least) {
+    throw InvalidRequestError("prompt", "at least " + std::to_string(n_least) + " token(s)",
+                              std::to_string(n_prompt));
+  }
+  for (const TokenId token : spec.prompt) {
+    if (token < 0 || token >= info_.n_vocab) {
+      throw InvalidRequestError("prompt", "token ids in 0.." + std::to_string(info_.n_vocab - 1),
+                                std::to_string(token));
+    }
+  }
+  std::int64_t n_total = n_prompt;
+  if (spec.kind == RequestKind::kGenerate) {
+    if (spec.max_tokens == 0 || spec.max_tokens < -1) {
+      throw InvalidRequestError("max_tokens", "at least 1, or -1 for no limit",
+                                std::to_string(spec.max_tokens));
+    }
+    if (spec.n_draft < 0 || spec.n_draft > 64) {
+      throw InvalidRequestError("n_draft", "0..64", std::to_string(spec.n_draft));
+    }
+    if (spec.n_logprobs < -1 || spec.n_logprobs > info_.n_vocab) {
+      throw InvalidRequestError("n_logprobs", "-1.." + std::to_string(info_.n_vocab),
+                                std::to_string(spec.n_logprobs));
+    }
+    n_total += std::max<std::int64_t>(1, spec.max_tokens);
+  }
+  if (spec.kind == RequestKind::kHidden && (spec.layer < 0 || spec.layer > info_.n_layer + 1)) {
+    throw InvalidRequestError("layer", "0.." + std::to_string(info_.n_layer + 1),
+                              std::to_string(spec.layer));
+  }
+  if (n_total > info_.n_ctx) throw ContextLengthError(n_total, info_.n_ctx);
+  const std::int64_t n_blocks = (n_total + 1 + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
+  if (n_blocks > info_.n_kv_blocks) {
+    const auto block_bytes = static_cast<std::int64_t>(info_.kv_bytes) / info_.n_kv_blocks;
+    throw KvCacheFullError(n_blocks * block_bytes, static_cast<std::int64_t>(info_.kv_bytes));
+  }
+}
+
+TicketPtr Engine::submit(RequestSpec spec) {
+  check(spec);
+  auto ticket = std::make_shared<Ticket>();
+  const auto n_prompt = static_cast<std::int64_t>(spec.prompt.size());
+  ticket->update([&](RequestResult& result) { result.n_prompt = n_prompt; });
+  auto sequence = std::make_unique<Sequence>(std::move(spec), ticket, info_.n_vocab);
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) throw CancelledError("the engine is closed");
+    inbox_.push_back(std::move(sequence));
+  }
+  wake_.notify_all();
+  return ticket;
+}
+
+}  // namespace modularbase

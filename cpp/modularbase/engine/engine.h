@@ -1,0 +1,72 @@
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "modularbase/engine/model_runner.h"
+#include "modularbase/engine/scheduler.h"
+#include "modularbase/engine/stats.h"
+#include "modularbase/io/gguf_file.h"
+
+namespace modularbase {
+
+/// A resident base serving requests from any thread. One engine thread owns everything below it (scheduler, cache,
+/// runner); callers only exchange specs and tickets with it.
+class Engine {
+ public:
+  /// \throws BaseLoadError, InvalidRequestError, DeviceError.
+  Engine(const std::string& path, const EngineOptions& options);
+  ~Engine();
+
+  /// Checks the request and queues it. \throws InvalidRequestError, ContextLengthError, KvCacheFullError.
+  TicketPtr submit(RequestSpec spec);
+  /// Cancels what runs and stops the engine thread. Later submits throw CancelledError. Idempotent.
+  void close();
+  /// Forgets all remembered prefixes before the next step.
+  void forget_prefixes();
+
+  EngineInfo info() const { return info_; }
+  EngineStats stats() const;
+
+ private:
+  void check(const RequestSpec& spec) const;
+  void run();
+  bool take_inbox();
+  void drop_ended();
+  void step();
+  void commit(Sequence& sequence, std::size_t first_output, std::int64_t n_rows);
+  void commit_generation(Sequence& sequence, std::size_t first_output);
+  void commit_score(Sequence& sequence, std::int64_t n_rows);
+  void commit_hidden(Sequence& sequence, std::int64_t n_rows);
+  std::optional<FinishReason> append_token(Sequence& sequence, const LogitsView& logits);
+  void show_tokens(Sequence& sequence, std::size_t n_accepted);
+  void finish(Sequence& sequence, FinishReason reason);
+  void fail(Sequence& sequence);
+  void publish_stats();
+
+  const ResolvedOptions options_;
+  GgufFile file_;  // outlives the model: weights may be mapped from it
+  Backend backend_;
+  std::unique_ptr<Model> model_;
+  EngineInfo info_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<ModelRunner> runner_;
+  std::unique_ptr<Scheduler> scheduler_;
+  StepPlan plan_;
+  std::vector<GeneratedToken> new_tokens_;
+
+  mutable std::mutex mutex_;  // guards all below
+  std::condition_variable wake_;
+  std::vector<std::unique_ptr<Sequence>> inbox_;
+  bool stopping_ = false;
+  bool forget_prefixes_ = false;
+  EngineStats stats_;
+
+  std::thread thread_;  // last: starts when everything is there
+};
+
+}  // namespace modularbase

@@ -1,0 +1,212 @@
+// The engine thread: take requests, schedule a step, run it, commit what it gave.
+#include <algorithm>
+
+#include "modularbase/core/errors.h"
+#include "modularbase/engine/engine.h"
+
+namespace modularbase {
+namespace {
+
+double micros(Clock::duration duration) {
+  return std::chrono::duration<double, std::micro>(duration).count();
+}
+
+bool is_cancelled(const Sequence& sequence) { return sequence.ticket->cancelled(); }
+
+bool is_late(const Sequence& sequence) {
+  return sequence.spec.deadline && Clock::now() > *sequence.spec.deadline;
+}
+
+bool always(const Sequence&) { return true; }
+
+}  // namespace
+
+void Engine::run() {
+  while (take_inbox()) {
+    drop_ended();
+    if (scheduler_->schedule(plan_)) step();
+    publish_stats();
+  }
+  for (auto& sequence : scheduler_->remove_if(always)) {
+    sequence->ticket->finish(FinishReason::kCancelled);
+  }
+}
+
+bool Engine::take_inbox() {
+  std::unique_lock lock(mutex_);
+  wake_.wait(lock, [&] { return stopping_ || !inbox_.empty() || scheduler_->has_work(); });
+  for (auto& sequence : inbox_) scheduler_->add(std::move(sequence));
+  inbox_.clear();
+  if (forget_prefixes_) cache_->forget_prefixes();
+  forget_prefixes_ = false;
+  return !stopping_;
+}
+
+void Engine::drop_ended() {
+  for (auto& sequence : scheduler_->remove_if(is_cancelled)) {
+    sequence->ticket->finish(FinishReason::kCancelled);
+  }
+  for (auto& sequence : scheduler_->remove_if(is_late)) {
+    sequence->ticket->finish(FinishReason::kDeadline);
+  }
+}
+
+void Engine::step() {
+  const std::vector<Sequence*>& planned = scheduler_->planned();
+  try {
+    runner_->run(plan_);
+  } catch (...) {
+    for (Sequence* sequence : planned) fail(*sequence);
+    return;
+  }
+  std::size_t first_output = 0;
+  for (std::size_t i = 0; i < planned.size(); ++i) {
+    Sequence& sequence = *planned[i];
+    const auto n_rows = static_cast<std::int64_t>(plan_.spans[i].tokens.size());
+    const bool has_output = n_rows == sequence.n_pending();
+    const std::size_t n_outputs = has_output ? sequence.draft.size() + 1 : 0;
+    try {
+      commit(sequence, first_output, n_rows);
+    } catch (...) {
+      fail(sequence);
+    }
+    first_output += n_outputs;
+  }
+}
+
+// The calling catch block's exception becomes the request's; the other requests go on.
+void Engine::fail(Sequence& sequence) {
+  scheduler_->discard(sequence)->ticket->fail(std::current_exception());
+}
+
+void Engine::commit(Sequence& sequence, std::size_t first_output, std::int64_t n_rows) {
+  switch (sequence.spec.kind) {
+    case RequestKind::kScore: return commit_score(sequence, n_rows);
+    case RequestKind::kHidden: return commit_hidden(sequence, n_rows);
+    case RequestKind::kGenerate: break;
+  }
+  if (n_rows == sequence.n_pending()) {
+    commit_generation(sequence, first_output);
+  } else {
+    sequence.kv.n_tokens += n_rows;
+  }
+}
+
+void Engine::commit_generation(Sequence& sequence, std::size_t first_output) {
+  const std::size_t n_draft = sequence.draft.size();
+  sequence.tokens.resize(sequence.tokens.size() - n_draft);
+  new_tokens_.clear();
+  std::optional<FinishReason> reason;
+  std::size_t n_accepted = 0;
+  for (;; ++n_accepted) {
+    reason = append_token(sequence, runner_->logits(first_output + n_accepted));
+    const bool accepted =
+        n_accepted < n_draft && sequence.tokens.back() == sequence.draft[n_accepted];
+    if (reason || !accepted) break;
+  }
+  // The last token's KV is not there yet; of a stopped sequence, whose stop token was not appended, all is.
+  const bool stopped = reason == FinishReason::kStop;
+  sequence.kv.n_tokens = static_cast<std::int64_t>(sequence.tokens.size()) - (stopped ? 0 : 1);
+  if (sequence.drafter && n_draft > 0) {
+    sequence.drafter->report(static_cast<int>(n_accepted), static_cast<int>(n_draft));
+  }
+  if (!sequence.prompt_published) {
+    sequence.prompt_published = true;
+    cache_->publish_whole_blocks(sequence.kv, sequence.tokens);
+  }
+  if (sequence.first_token_at == Clock::time_point{}) sequence.first_token_at = Clock::now();
+  show_tokens(sequence, n_accepted);
+  if (reason) finish(sequence, *reason);
+}
+
+void Engine::show_tokens(Sequence& sequence, std::size_t n_accepted) {
+  sequence.ticket->update([&](RequestResult& result) {
+    result.tokens.insert(result.tokens.end(), std::make_move_iterator(new_tokens_.begin()),
+                         std::make_move_iterator(new_tokens_.end()));
+    result.n_drafted += static_cast<std::int64_t>(sequence.draft.size());
+    result.n_accepted += static_cast<std::int64_t>(n_accepted);
+  });
+}
+
+std::optional<FinishReason> Engine::append_token(Sequence& sequence, const LogitsView& logits) {
+  const RequestSpec& spec = sequence.spec;
+  const TokenId token = sequence.sampler.sample(logits);
+  if (std::find(spec.stop_ids.begin(), spec.stop_ids.end(), token) != spec.stop_ids.end()) {
+    return FinishReason::kStop;
+  }
+  GeneratedToken generated{token, 0.0f, {}};
+  if (spec.n_logprobs >= 0) {
+    RowLogprobs row =
+        row_logprobs(logits.logits, token, static_cast<std::size_t>(spec.n_logprobs));
+    generated.logprob = row.chosen.logprob;
+    generated.top_logprobs = std::move(row.top);
+  }
+  new_tokens_.push_back(std::move(generated));
+  sequence.sampler.accept(token);
+  sequence.tokens.push_back(token);
+  if (sequence.drafter) sequence.drafter->append(token);
+  ++sequence.n_generated;
+  if (sequence.n_generated == spec.max_tokens) return FinishReason::kLength;
+  const auto n_tokens = static_cast<std::int64_t>(sequence.tokens.size());
+  const std::int64_t n_room = info_.n_kv_blocks * kernels::kBlockTokens;
+  if (n_tokens >= std::min(info_.n_ctx, n_room)) return FinishReason::kLength;
+  return std::nullopt;
+}
+
+void Engine::commit_score(Sequence& sequence, std::int64_t n_rows) {
+  sequence.kv.n_tokens += n_rows;
+  const auto logprobs = runner_->target_logprobs();
+  sequence.ticket->update([&](RequestResult& result) {
+    result.logprobs.insert(result.logprobs.end(), logprobs.begin(), logprobs.end());
+  });
+  if (sequence.n_pending() == 1) finish(sequence, FinishReason::kDone);
+}
+
+void Engine::commit_hidden(Sequence& sequence, std::int64_t n_rows) {
+  sequence.kv.n_tokens += n_rows;
+  const auto rows = runner_->hidden();
+  sequence.hidden.insert(sequence.hidden.end(), rows.begin(), rows.end());
+  if (sequence.n_pending() > 0) return;
+  const auto n_embd = static_cast<std::size_t>(info_.n_embd);
+  const std::size_t n = sequence.hidden.size() / n_embd;
+  std::vector<float> pooled;
+  if (sequence.spec.pooling == Pooling::kLast) {
+    pooled.assign(sequence.hidden.end() - static_cast<std::ptrdiff_t>(n_embd), sequence.hidden.end());
+  } else if (sequence.spec.pooling == Pooling::kMean) {
+    std::vector<double> sum(n_embd, 0.0);
+    for (std::size_t i = 0; i < sequence.hidden.size(); ++i) sum[i % n_embd] += sequence.hidden[i];
+    for (const double value : sum) pooled.push_back(static_cast<float>(value / static_cast<double>(n)));
+  } else {
+    pooled = std::move(sequence.hidden);
+  }
+  sequence.ticket->update([&](RequestResult& result) { result.hidden = std::move(pooled); });
+  finish(sequence, FinishReason::kDone);
+}
+
+void Engine::finish(Sequence& sequence, FinishReason reason) {
+  const auto now = Clock::now();
+  const auto removed = scheduler_->remove(sequence);
+  const bool generated = removed->spec.kind == RequestKind::kGenerate;
+  const auto prefilled_at = generated ? removed->first_token_at : now;
+  removed->ticket->update([&](RequestResult& result) {
+    result.timings = {micros(removed->started_at - removed->submitted_at),
+                      micros(prefilled_at - removed->started_at), micros(now - prefilled_at)};
+  });
+  removed->ticket->finish(reason);
+}
+
+void Engine::publish_stats() {
+  const std::lock_guard lock(mutex_);
+  stats_.n_waiting = scheduler_->n_waiting();
+  stats_.n_running = scheduler_->n_running();
+  stats_.n_free_blocks = cache_->n_free_blocks();
+  stats_.n_cached_blocks = cache_->n_cached_blocks();
+  stats_.graph_bytes = runner_->graph_bytes();
+  stats_.n_head_fallbacks = runner_->n_head_fallbacks();
+  if (!plan_.spans.empty()) {
+    ++stats_.n_steps;
+    stats_.n_rows += plan_.n_rows;
+  }
+}
+
+}  // namespace modularbase

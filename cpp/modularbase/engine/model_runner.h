@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "modularbase/engine/step_graph.h"
+#include "modularbase/sampling/sampler.h"
+
+namespace modularbase {
+
+/// Executes step plans: picks or builds the graph, fills its inputs, computes, and shows the outputs.
+/// Engine thread only.
+class ModelRunner {
+ public:
+  ModelRunner(const Model& model, Backend& backend, KvCache& cache, const ResolvedOptions& options);
+  ~ModelRunner();
+
+  /// Runs one forward pass. The outputs stay readable until the next call.
+  void run(const StepPlan& plan);
+
+  /// kLogits: output row i, dense or an exact shortlist.
+  LogitsView logits(std::size_t i) const;
+  /// kTargetLogprobs: one per output row.
+  std::span<const float> target_logprobs() const { return logprobs_; }
+  /// kHidden: [n_embd, n_rows].
+  std::span<const float> hidden() const { return hidden_; }
+
+  std::size_t graph_bytes() const;
+  std::size_t screen_bytes() const { return screen_ ? screen_->n_bytes() : 0; }
+  /// Rows whose shortlist the bound did not separate, so that the full product was computed.
+  std::int64_t n_head_fallbacks() const { return n_head_fallbacks_; }
+
+ private:
+  GraphKey key_of(const StepPlan& plan) const;
+  StepGraph& graph_for(const GraphKey& key);
+  void trim_graphs();
+  void fill_batch(const StepPlan& plan);
+  void fill_inputs(StepGraph& step, const StepPlan& plan);
+  void fill_reference(StepGraph& step, const StepPlan& plan);
+  void read_outputs(StepGraph& step);
+  void read_shortlists(StepGraph& step);
+
+  const Model& model_;
+  Backend& backend_;
+  KvCache& cache_;
+  const ResolvedOptions options_;
+  std::vector<float> rope_frequencies_;  // [rope_dim / 2]
+
+  std::unique_ptr<kernels::HeadScreen> screen_;
+  kernels::HeadWeight head_weight_{};
+  kernels::HeadWorkspacePtr workspace_;
+  std::unique_ptr<kernels::AttentionScratch> scratch_;
+  kernels::AttentionBatch batch_{};
+  GraphParts parts_{};
+  std::vector<HeadQuery> queries_;  // fixed address: the head node reads it
+  std::list<StepGraph> graphs_;     // most recently used first
+
+  std::vector<kernels::AttentionSpan> spans_;
+  std::vector<float> rope_cos_;
+  std::vector<float> rope_sin_;
+  std::vector<TokenId> token_ids_;
+  std::vector<float> dense_;     // [n_vocab, n_out]
+  std::vector<float> logprobs_;  // [n_out]
+  std::vector<float> hidden_;    // [n_embd, n_rows]
+  std::vector<float> normed_;
+  bool is_shortlist_ = false;
+  std::int64_t n_head_fallbacks_ = 0;
+};
+
+}  // namespace modularbase

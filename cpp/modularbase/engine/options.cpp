@@ -1,0 +1,65 @@
+#include "modularbase/engine/options.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "modularbase/core/errors.h"
+
+namespace modularbase {
+namespace {
+
+constexpr int kMaxBatch = 8192;
+constexpr int kMaxSequences = 4096;
+
+int n_usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return std::max(1, CPU_COUNT(&set));
+}
+
+template <class T, std::size_t N>
+T choose(const char* field, const std::string& value,
+         const std::array<std::pair<const char*, T>, N>& choices) {
+  std::string expected;
+  for (const auto& [name, result] : choices) {
+    if (value == name) return result;
+    expected += expected.empty() ? name : std::string(" or ") + name;
+  }
+  throw InvalidRequestError(field, expected, value);
+}
+
+int in_range(const char* field, int value, int low, int high) {
+  if (value < low || value > high) {
+    throw InvalidRequestError(field, std::to_string(low) + ".." + std::to_string(high),
+                              std::to_string(value));
+  }
+  return value;
+}
+
+}  // namespace
+
+ResolvedOptions resolve_options(const EngineOptions& o) {
+  using Paths = std::array<std::pair<const char*, KernelPath>, 2>;
+  constexpr Paths kPaths{{{"fused", KernelPath::kFused}, {"reference", KernelPath::kReference}}};
+  constexpr std::array<std::pair<const char*, HeadPath>, 2> kHeads{
+      {{"certified", HeadPath::kCertified}, {"full", HeadPath::kFull}}};
+  constexpr std::array<std::pair<const char*, bool>, 2> kSwitch{{{"on", true}, {"off", false}}};
+  constexpr std::array<std::pair<const char*, ggml_type>, 2> kKvTypes{
+      {{"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}}};
+  const int n_cores = n_usable_cores();
+  return {.attention = choose("attention", o.attention, kPaths),
+          .linear = choose("linear", o.linear, kPaths),
+          .head = choose("head", o.head, kHeads),
+          .prefix_cache = choose("prefix_cache", o.prefix_cache, kSwitch),
+          .kv_type = choose("kv_type", o.kv_type, kKvTypes),
+          // More compute threads than cores would wait for each other at every barrier.
+          .n_threads = o.n_threads == 0 ? n_cores : in_range("n_threads", o.n_threads, 1, n_cores),
+          .n_batch = in_range("n_batch", o.n_batch, 1, kMaxBatch),
+          .n_sequences = in_range("n_sequences", o.n_sequences, 1, kMaxSequences)};
+}
+
+}  // namespace modularbase

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "modularbase/models/linear.h"
+
+namespace modularbase {
+
+/// Which way the output head is computed; the tokens are the same.
+enum class HeadPath {
+  kCertified,  // a low-bit screen with an error bound, exact logits where they matter
+  kFull,       // the whole product
+};
+
+/// Everything Engine::load can be told. The Python dataclass of the same name has the same fields.
+struct EngineOptions {
+  std::string dtype = "auto";        // auto, keep, f16, bf16, f32
+  std::string device = "auto";       // auto, cpu, cuda
+  std::string kv_type = "f16";       // f16, bf16
+  int n_threads = 0;                 // 0: one per core this process may use
+  std::int64_t n_ctx = 0;            // longest sequence; 0: what the model was trained for, at most 32768
+  std::int64_t kv_budget_bytes = 0;  // memory for KV blocks; 0: room for two sequences of n_ctx
+  int n_batch = 512;                 // most rows of one step
+  int n_sequences = 64;              // most requests running at once
+  std::string attention = "fused";   // fused, reference
+  std::string linear = "fused";      // fused, reference
+  std::string head = "certified";    // certified, full
+  std::string prefix_cache = "on";   // on, off
+};
+
+/// The options as checked values. \throws InvalidRequestError naming the field.
+struct ResolvedOptions {
+  KernelPath attention;
+  KernelPath linear;
+  HeadPath head;
+  bool prefix_cache;
+  ggml_type kv_type;
+  int n_threads;
+  int n_batch;
+  int n_sequences;
+};
+ResolvedOptions resolve_options(const EngineOptions& options);
+
+}  // namespace modularbase

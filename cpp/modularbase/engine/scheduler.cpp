@@ -1,0 +1,179 @@
+#include "modularbase/engine/scheduler.h"
+
+#include <algorithm>
+
+namespace modularbase {
+namespace {
+
+// A running sequence waits for the whole step, so that prompts are cut finer while others decode.
+constexpr std::int64_t kPromptRowsBesideDecoding = 256;
+// Every row of these has an output: bounds the logits held at once.
+constexpr std::int64_t kPromptOnlyRows = 128;
+
+// Scoring does not run the last token: nothing asks what comes after it.
+std::int64_t n_rows_wanted(const Sequence& sequence) {
+  return sequence.n_pending() - (sequence.spec.kind == RequestKind::kScore ? 1 : 0);
+}
+
+}  // namespace
+
+bool Scheduler::schedule(StepPlan& plan) {
+  admit();
+  plan.clear();
+  planned_.clear();
+  last_was_prompt_only_ = !last_was_prompt_only_ && plan_prompt_only(plan);
+  if (!last_was_prompt_only_) plan_generation(plan);
+  if (planned_.empty()) last_was_prompt_only_ = plan_prompt_only(plan);
+  return !planned_.empty();
+}
+
+void Scheduler::admit() {
+  while (!waiting_.empty() && running_.size() < static_cast<std::size_t>(limits_.n_sequences)) {
+    Sequence& sequence = *waiting_.front();
+    // Scores and hidden states need every row computed, so they take nothing from the prefix cache.
+    std::int64_t n_cached = 0;
+    if (sequence.spec.kind == RequestKind::kGenerate) {
+      n_cached = cache_.attach_prefix(sequence.kv, sequence.tokens);
+    }
+    if (!cache_.reserve(sequence.kv, static_cast<std::int64_t>(sequence.tokens.size()) + 1)) {
+      cache_.release(sequence.kv);
+      return;
+    }
+    if (!sequence.started) {
+      sequence.started = true;
+      sequence.started_at = Clock::now();
+      sequence.ticket->update([&](RequestResult& result) { result.n_cached = n_cached; });
+    }
+    running_.push_back(std::move(waiting_.front()));
+    waiting_.pop_front();
+  }
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+  cache_.publish(sequence.kv, sequence.tokens);
+  cache_.release(sequence.kv);
+  sequence.draft.clear();
+  const auto at = std::find_if(running_.begin(), running_.end(),
+                               [&](const auto& running) { return running.get() == &sequence; });
+  waiting_.push_front(std::move(*at));
+  running_.erase(at);
+}
+
+bool Scheduler::reserve(Sequence& sequence, std::int64_t n_tokens) {
+  while (!cache_.reserve(sequence.kv, n_tokens)) {
+    Sequence& last = *running_.back();
+    preempt(last);
+    if (&last == &sequence) return false;
+  }
+  return true;
+}
+
+void Scheduler::plan_generation(StepPlan& plan) {
+  std::int64_t n_prompt_rows = limits_.n_batch;
+  const auto n_decoding = std::count_if(running_.begin(), running_.end(),
+                                        [](const auto& s) { return s->is_decoding(); });
+  if (n_decoding > 0) {
+    n_prompt_rows = std::max<std::int64_t>(
+        1, std::min(n_prompt_rows - n_decoding, kPromptRowsBesideDecoding));
+  }
+  // In order of arrival: only sequences behind the current one are ever preempted for it.
+  for (std::size_t i = 0; i < running_.size(); ++i) {
+    Sequence& sequence = *running_[i];
+    if (sequence.spec.kind != RequestKind::kGenerate) continue;
+    std::int64_t n_rows = sequence.n_pending();
+    sequence.draft.clear();
+    if (sequence.is_decoding()) {
+      if (sequence.drafter) {
+        const auto draft = sequence.drafter->draft();
+        sequence.draft.assign(draft.begin(), draft.end());
+        n_rows += static_cast<std::int64_t>(draft.size());
+      }
+    } else {
+      n_rows = std::min(n_rows, n_prompt_rows);
+      n_prompt_rows -= n_rows;
+    }
+    if (n_rows == 0) continue;
+    if (!reserve(sequence, sequence.kv.n_tokens + n_rows)) return;
+    add_span(plan, sequence, n_rows);
+    if (n_rows == sequence.n_pending()) add_outputs(plan, sequence);
+  }
+}
+
+void Scheduler::add_span(StepPlan& plan, Sequence& sequence, std::int64_t n_rows) {
+  // Drafted rows lie behind the tokens only while the step runs; commit takes back what was not accepted.
+  sequence.tokens.insert(sequence.tokens.end(), sequence.draft.begin(), sequence.draft.end());
+  const auto rows = std::span<const TokenId>(sequence.tokens)
+                        .subspan(static_cast<std::size_t>(sequence.kv.n_tokens),
+                                 static_cast<std::size_t>(n_rows));
+  plan.spans.push_back({&sequence.kv, sequence.kv.n_tokens, rows});
+  plan.n_rows += n_rows;
+  planned_.push_back(&sequence);
+}
+
+void Scheduler::add_outputs(StepPlan& plan, Sequence& sequence) {
+  const HeadQuery& query = sequence.sampler.head_query(sequence.draft);
+  const auto n_out = static_cast<std::int64_t>(sequence.draft.size()) + 1;
+  for (std::int64_t i = 0; i < n_out; ++i) {
+    const std::size_t at = plan.out_rows.size();
+    plan.out_rows.push_back(static_cast<std::int32_t>(plan.n_rows - n_out + i));
+    if (plan.queries.size() <= at) plan.queries.resize(at + 1);
+    plan.queries[at] = query;
+    if (sequence.spec.n_logprobs >= 0) plan.queries[at].all = true;
+  }
+}
+
+bool Scheduler::plan_prompt_only(StepPlan& plan) {
+  for (const auto& running : running_) {
+    Sequence& sequence = *running;
+    if (sequence.spec.kind == RequestKind::kGenerate) continue;
+    const std::int64_t n_rows = std::min<std::int64_t>(
+        {n_rows_wanted(sequence), kPromptOnlyRows, static_cast<std::int64_t>(limits_.n_batch)});
+    const std::int64_t pos0 = sequence.kv.n_tokens;
+    add_span(plan, sequence, n_rows);
+    if (sequence.spec.kind == RequestKind::kHidden) {
+      plan.output = StepOutput::kHidden;
+      plan.hidden_layer = sequence.spec.layer;
+      return true;
+    }
+    plan.output = StepOutput::kTargetLogprobs;
+    for (std::int64_t row = 0; row < n_rows; ++row) {
+      plan.out_rows.push_back(static_cast<std::int32_t>(row));
+      plan.targets.push_back(sequence.tokens[static_cast<std::size_t>(pos0 + row + 1)]);
+    }
+    return true;
+  }
+  return false;
+}
+
+std::unique_ptr<Sequence> Scheduler::remove(Sequence& sequence) {
+  // A graph that ended at a layer left the layers above it without keys and values.
+  if (sequence.spec.kind != RequestKind::kHidden) cache_.publish(sequence.kv, sequence.tokens);
+  return discard(sequence);
+}
+
+std::unique_ptr<Sequence> Scheduler::discard(Sequence& sequence) {
+  cache_.release(sequence.kv);
+  const auto at = std::find_if(running_.begin(), running_.end(),
+                               [&](const auto& running) { return running.get() == &sequence; });
+  auto removed = std::move(*at);
+  running_.erase(at);
+  return removed;
+}
+
+std::vector<std::unique_ptr<Sequence>> Scheduler::remove_if(bool (*drop)(const Sequence&)) {
+  std::vector<std::unique_ptr<Sequence>> removed;
+  for (std::size_t i = running_.size(); i-- > 0;) {
+    if (drop(*running_[i])) removed.push_back(remove(*running_[i]));
+  }
+  for (auto it = waiting_.begin(); it != waiting_.end();) {
+    if (drop(**it)) {
+      removed.push_back(std::move(*it));
+      it = waiting_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+  return removed;
+}
+
+}  // namespace modularbase

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "modularbase/engine/sequence.h"
+#include "modularbase/engine/step_plan.h"
+
+namespace modularbase {
+
+/// What the scheduler may spend on a step.
+struct SchedulerLimits {
+  int n_batch;      // rows
+  int n_sequences;  // running at once
+};
+
+/// Decides which rows the next step computes. Waiting requests are admitted in order of arrival; each running
+/// sequence gets its next token's row first, prompts share what is left in chunks. When blocks run out, the
+/// sequence that came last gives its blocks back and waits; it goes on later from its tokens.
+/// Engine thread only.
+class Scheduler {
+ public:
+  Scheduler(KvCache& cache, const SchedulerLimits& limits) : cache_(cache), limits_(limits) {}
+
+  void add(std::unique_ptr<Sequence> sequence) { waiting_.push_back(std::move(sequence)); }
+  bool has_work() const { return !waiting_.empty() || !running_.empty(); }
+  std::size_t n_waiting() const { return waiting_.size(); }
+  std::size_t n_running() const { return running_.size(); }
+
+  /// Fills the plan; false when nothing can run (then nothing is running).
+  bool schedule(StepPlan& plan);
+  /// The sequences of the last plan, one per span.
+  const std::vector<Sequence*>& planned() const { return planned_; }
+
+  /// Takes a running sequence out, its blocks published as prefix and released.
+  std::unique_ptr<Sequence> remove(Sequence& sequence);
+  /// The same without publishing: after a failure its blocks may hold anything.
+  std::unique_ptr<Sequence> discard(Sequence& sequence);
+  /// Takes out every sequence for which `drop` is true, waiting or running.
+  std::vector<std::unique_ptr<Sequence>> remove_if(bool (*drop)(const Sequence&));
+
+ private:
+  void admit();
+  void plan_generation(StepPlan& plan);
+  bool plan_prompt_only(StepPlan& plan);
+  bool reserve(Sequence& sequence, std::int64_t n_tokens);
+  void preempt(Sequence& sequence);
+  void add_span(StepPlan& plan, Sequence& sequence, std::int64_t n_rows);
+  void add_outputs(StepPlan& plan, Sequence& sequence);
+
+  KvCache& cache_;
+  const SchedulerLimits limits_;
+  std::deque<std::unique_ptr<Sequence>> waiting_;
+  std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
+  std::vector<Sequence*> planned_;
+  bool last_was_prompt_only_ = false;
+};
+
+}  // namespace modularbase

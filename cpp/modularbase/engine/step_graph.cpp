@@ -1,0 +1,83 @@
+#include "modularbase/engine/step_graph.h"
+
+#include "modularbase/kernels/logprob.h"
+
+namespace modularbase {
+namespace {
+
+std::size_t max_nodes(const Model& model, KernelPath path) {
+  // The reference attention is some 25 nodes a layer, the fused one 8; hooks add theirs.
+  const std::size_t per_layer = path == KernelPath::kReference ? 96 : 64;
+  return model.layers.size() * per_layer + 64;
+}
+
+}  // namespace
+
+StepGraph::StepGraph(const GraphKey& graph_key, const GraphParts& parts, const Backend& backend)
+    : key(graph_key), graph(max_nodes(*parts.model, parts.attention_path)) {
+  build(parts);
+  graph.allocate(backend);
+}
+
+ForwardArgs StepGraph::add_inputs(GraphBuilder& g, const GraphParts& parts) {
+  const ModelConfig& config = parts.model->config;
+  token_ids = g.input("token_ids", GGML_TYPE_I32, key.n_rows);
+  if (key.n_out != key.n_rows && key.n_out > 0) {
+    out_rows = g.input("out_rows", GGML_TYPE_I32, key.n_out);
+  }
+  if (parts.attention_path == KernelPath::kFused) {
+    attention_ =
+        std::make_unique<FusedAttention>(config, *parts.memory, *parts.batch, *parts.scratch);
+  } else {
+    const std::int64_t n_head_kv = config.n_head_kv;
+    reference.positions = g.input("positions", GGML_TYPE_I32, key.n_rows);
+    reference.write_rows = g.input("write_rows", GGML_TYPE_I64, n_head_kv * key.n_rows);
+    reference.read_rows = g.input("read_rows", GGML_TYPE_I32, key.n_kv * n_head_kv);
+    reference.mask = g.input("mask", GGML_TYPE_F32, key.n_kv, key.n_rows);
+    attention_ = std::make_unique<ReferenceAttention>(config, *parts.memory,
+                                                      parts.model->rope_factors, reference);
+  }
+  return {.linear_path = parts.linear_path,
+          .attention = attention_.get(),
+          .hook = parts.hook,
+          .token_ids = token_ids,
+          .out_rows = out_rows};
+}
+
+void StepGraph::build(const GraphParts& parts) {
+  GraphBuilder g(graph);
+  const Model& model = *parts.model;
+  if (key.end == GraphEnd::kHeadOnly) {
+    head_input = g.input("head_input", GGML_TYPE_F32, model.config.n_embd, key.n_out);
+    logits = g.output(build_linear(g, parts.linear_path, {model.output}, head_input), "logits");
+    return;
+  }
+  const ForwardArgs args = add_inputs(g, parts);
+  if (key.end == GraphEnd::kCacheOnly) {
+    model.build_cache_only(g, args);
+  } else if (key.end == GraphEnd::kHidden) {
+    const bool after_norm = key.hidden_layer > model.config.n_layer;
+    hidden = g.output(
+        after_norm ? model.build_normed(g, args) : model.build_hidden(g, args, key.hidden_layer),
+        "hidden");
+  } else {
+    build_end(g, parts, args);
+  }
+}
+
+void StepGraph::build_end(GraphBuilder& g, const GraphParts& parts, const ForwardArgs& args) {
+  normed = g.output(parts.model->build_normed(g, args), "result_norm");
+  if (key.end == GraphEnd::kShortlist) {
+    g.expand(kernels::certified_head_node(g, parts.head, normed));
+    return;
+  }
+  Tensor product = build_linear(g, parts.linear_path, {parts.model->output}, normed);
+  if (key.end == GraphEnd::kLogits) {
+    logits = g.output(product, "logits");
+    return;
+  }
+  targets = g.input("targets", GGML_TYPE_I32, key.n_out);
+  logprobs = g.output(kernels::target_logprob_node(g, product, targets), "logprobs");
+}
+
+}  // namespace modularbase

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "modularbase/engine/options.h"
+#include "modularbase/engine/step_plan.h"
+#include "modularbase/graph/layer_hook.h"
+#include "modularbase/models/model.h"
+
+namespace modularbase {
+
+/// What a step's graph ends in.
+enum class GraphEnd { kCacheOnly, kShortlist, kLogits, kTargetLogprobs, kHidden, kHeadOnly };
+
+/// Steps with equal keys share one built and allocated graph.
+struct GraphKey {
+  GraphEnd end;
+  std::int64_t n_rows;
+  std::int64_t n_out;
+  int hidden_layer;    // kHidden only, else 0
+  std::int64_t n_kv;   // reference attention only (padded), else 0
+  bool operator==(const GraphKey&) const = default;
+};
+
+/// What all graphs of an engine are built from.
+struct GraphParts {
+  const Model* model;
+  const KvMemory* memory;
+  KernelPath attention_path;
+  KernelPath linear_path;
+  LayerHook* hook;                          // null: the plain base
+  const kernels::AttentionBatch* batch;     // refilled before each step
+  kernels::AttentionScratch* scratch;
+  kernels::HeadOp head;                     // refilled before each step
+};
+
+/// A built graph with its inputs and outputs; the ones its key does not have are null.
+struct StepGraph {
+  StepGraph(const GraphKey& graph_key, const GraphParts& parts, const Backend& backend);
+
+  GraphKey key;
+  Graph graph;
+  Tensor token_ids = nullptr;  // I32 [n_rows]
+  Tensor out_rows = nullptr;   // I32 [n_out]; null when every row is wanted
+  Tensor targets = nullptr;    // I32 [n_out]
+  Tensor head_input = nullptr; // F32 [n_embd, n_out], kHeadOnly
+  ReferenceInputs reference;
+  Tensor normed = nullptr;     // [n_embd, n_out]
+  Tensor logits = nullptr;     // [n_vocab, n_out]
+  Tensor logprobs = nullptr;   // [n_out]
+  Tensor hidden = nullptr;     // [n_embd, n_rows]
+
+ private:
+  void build(const GraphParts& parts);
+  ForwardArgs add_inputs(GraphBuilder& g, const GraphParts& parts);
+  void build_end(GraphBuilder& g, const GraphParts& parts, const ForwardArgs& args);
+  std::unique_ptr<AttentionPath> attention_;
+};
+
+}  // namespace modularbase

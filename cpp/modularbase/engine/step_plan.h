@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "modularbase/core/head_query.h"
+#include "modularbase/kv/kv_cache.h"
+
+namespace modularbase {
+
+/// What a step computes of its output rows.
+enum class StepOutput {
+  kLogits,          // what each row's query asks of the logits
+  kTargetLogprobs,  // ln p(target) of each row
+  kHidden,          // the residual stream at a layer (n_layer + 1: after the output norm), all rows
+};
+
+/// Consecutive tokens of one sequence.
+struct StepSpan {
+  const KvSequence* sequence;
+  std::int64_t pos0;
+  std::span<const TokenId> tokens;
+};
+
+/// One forward pass over rows of many requests, as the scheduler decided it; vectors are reused.
+struct StepPlan {
+  StepOutput output = StepOutput::kLogits;
+  int hidden_layer = 0;
+  std::vector<StepSpan> spans;
+  std::int64_t n_rows = 0;
+  std::vector<std::int32_t> out_rows;  // ascending rows whose output is wanted
+  std::vector<HeadQuery> queries;      // kLogits: one per out row; may be longer (reused storage)
+  std::vector<TokenId> targets;        // kTargetLogprobs: one per out row
+
+  void clear() {
+    output = StepOutput::kLogits;
+    spans.clear();
+    n_rows = 0;
+    out_rows.clear();
+    targets.clear();
+  }
+};
+
+}  // namespace modularbase

@@ -1,0 +1,202 @@
+#include "modularbase/kernels/linear.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "modularbase/kernels/linear_plan.h"
+#include "modularbase/kernels/linear_tile.h"
+
+namespace modularbase::kernels {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kTileW = 8, kTileX = 3;  // 24 of 32 registers hold sums
+#elif defined(__AVX2__)
+constexpr int kTileW = 4, kTileX = 3;  // 12 of 16
+#else
+constexpr int kTileW = 4, kTileX = 2;
+#endif
+
+/// Memory of one thread that only grows: nothing is allocated once the largest step has been seen.
+class Scratch {
+ public:
+  std::byte* at_least(std::size_t n_bytes) {
+    if (n_bytes > n_bytes_) {
+      memory_.reset(new (kAlign) std::byte[n_bytes]);
+      n_bytes_ = n_bytes;
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t kAlign{64};
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete[](p, kAlign); }
+  };
+  std::unique_ptr<std::byte[], Free> memory_;
+  std::size_t n_bytes_ = 0;
+};
+
+/// The part of the output that one run of tiles has finished: columns [col, col + n_cols) of one row.
+struct OutputSpan {
+  const float* sums;     // W x
+  const float* up_sums;  // of the second weight (kSwiGlu)
+  const float* bias;     // or null
+  const float* up_bias;
+  const float* residual;
+  float* y;
+};
+
+simd::Vec load_part(const float* p, int n) { return n == simd::kLanes ? simd::load(p) : simd::load_first(p, n); }
+
+void store_part(float* p, int n, simd::Vec v) {
+  n == simd::kLanes ? simd::store(p, v) : simd::store_first(p, n, v);
+}
+
+void finish(const OutputSpan& span, int n_cols) {
+  for (int i = 0; i < n_cols; i += simd::kLanes) {
+    const int n = std::min(simd::kLanes, n_cols - i);
+    simd::Vec v = simd::load(span.sums + i);
+    if (span.bias) v = v + load_part(span.bias + i, n);
+    if (span.up_sums) {
+      simd::Vec up = simd::load(span.up_sums + i);
+      if (span.up_bias) up = up + load_part(span.up_bias + i, n);
+      v = simd::silu(v) * up;
+    }
+    if (span.residual) v = v + load_part(span.residual + i, n);
+    store_part(span.y + i, n, v);
+  }
+}
+
+/// A block of x rows as the tiles read it: panels of up to kTileX rows, interleaved step by step, zero beyond n_in.
+template <class T>
+class PackedX {
+ public:
+  static std::int64_t row_elems(std::int64_t n_in) { return (n_in + T::kStep - 1) / T::kStep * T::kStep; }
+
+  PackedX(typename T::XElem* memory, std::int64_t n_in) : memory_(memory), n_in_(n_in) {}
+
+  void pack(const float* x, std::int64_t begin, std::int64_t end) {
+    if (begin == begin_) return;
+    begin_ = begin;
+    n_rows_ = end - begin;
+    n_panels_ = (n_rows_ + kTileX - 1) / kTileX;
+    for (std::int64_t p = 0; p < n_panels_; ++p) {
+      for (int j = 0; j < rows(p); ++j) pack_row(x + (begin + first_row(p) + j) * n_in_, p, j);
+    }
+  }
+
+  std::int64_t n_panels() const { return n_panels_; }
+  /// Panels differ by one row at most, so that no tile is left with a single row.
+  std::int64_t first_row(std::int64_t p) const { return p * n_rows_ / n_panels_; }
+  int rows(std::int64_t p) const { return static_cast<int>(first_row(p + 1) - first_row(p)); }
+  typename T::XElem* panel(std::int64_t p) const { return memory_ + first_row(p) * row_elems(n_in_); }
+
+ private:
+  void pack_row(const float* src, std::int64_t p, int j) {
+    typename T::XElem* dst = panel(p) + j * T::kStep;
+    std::int64_t k = 0;
+    for (; k + T::kStep <= n_in_; k += T::kStep, dst += rows(p) * T::kStep) T::pack_x(src + k, dst);
+    if (k < n_in_) T::pack_x(src + k, static_cast<int>(n_in_ - k), dst);
+  }
+
+  typename T::XElem* memory_;
+  std::int64_t n_in_;
+  std::int64_t begin_ = -1;
+  std::int64_t n_rows_ = 0;
+  std::int64_t n_panels_ = 0;
+};
+
+template <class T, int kXRows>
+void tile(bool prefetch, const typename T::Elem* w, int n_w, const typename T::XElem* x, std::int64_t n_in, float* out) {
+  if (prefetch) {
+    dot_tile<T, kTileW, kXRows, true>(w, n_w, x, n_in, out, kColumnBlock);
+  } else {
+    dot_tile<T, kTileW, kXRows, false>(w, n_w, x, n_in, out, kColumnBlock);
+  }
+}
+
+/// sums [kColumnBlock, rows of x] = columns [begin, end) of W x.
+template <class T>
+void multiply(const LinearWeight& weight, std::int64_t begin, std::int64_t end, const PackedX<T>& x, std::int64_t n_in,
+              float* sums) {
+  for (std::int64_t col = begin; col < end; col += kTileW) {
+    const auto* w = static_cast<const typename T::Elem*>(weight.data) + col * n_in;
+    const int n_w = static_cast<int>(std::min<std::int64_t>(kTileW, end - col));
+    for (std::int64_t p = 0; p < x.n_panels(); ++p) {
+      float* out = sums + x.first_row(p) * kColumnBlock + (col - begin);
+      const bool prefetch = p == 0;  // the later panels find the weights in the cache
+      switch (x.rows(p)) {
+        case 1: tile<T, 1>(prefetch, w, n_w, x.panel(p), n_in, out); break;
+        case 2: tile<T, 2>(prefetch, w, n_w, x.panel(p), n_in, out); break;
+        default: tile<T, kTileX>(prefetch, w, n_w, x.panel(p), n_in, out);
+      }
+    }
+  }
+}
+
+template <class T>
+void run_chunk(const LinearArgs& args, const LinearPlan& plan, const LinearPlan::Chunk& chunk, const PackedX<T>& x,
+               float* sums) {
+  const bool is_swiglu = args.epilogue == Epilogue::kSwiGlu;
+  const LinearWeight& weight = args.weights[chunk.weight];
+  const LinearWeight& up = args.weights[is_swiglu ? 1 : 0];
+  float* up_sums = sums + plan.x_block() * kColumnBlock;
+  std::int64_t y_col = 0;
+  for (int i = 0; i < chunk.weight; ++i) y_col += args.weights[i].n_out;
+  for (std::int64_t begin = chunk.w_begin; begin < chunk.w_end; begin += kColumnBlock) {
+    const std::int64_t end = std::min(begin + kColumnBlock, chunk.w_end);
+    multiply(weight, begin, end, x, args.n_in, sums);
+    if (is_swiglu) multiply(up, begin, end, x, args.n_in, up_sums);
+    for (std::int64_t row = chunk.x_begin; row < chunk.x_end; ++row) {
+      const std::int64_t at = row * plan.y_stride() + y_col + begin;
+      const std::int64_t in_block = (row - chunk.x_begin) * kColumnBlock;
+      finish({.sums = sums + in_block,
+              .up_sums = is_swiglu ? up_sums + in_block : nullptr,
+              .bias = weight.bias ? weight.bias + begin : nullptr,
+              .up_bias = up.bias ? up.bias + begin : nullptr,
+              .residual = args.epilogue == Epilogue::kAddResidual ? args.residual + at : nullptr,
+              .y = args.y + at},
+             static_cast<int>(end - begin));
+    }
+  }
+}
+
+template <class T>
+void run(const LinearArgs& args, int nth) {
+  using XElem = typename T::XElem;
+  const std::int64_t row_bytes = PackedX<T>::row_elems(args.n_in) * static_cast<std::int64_t>(sizeof(XElem));
+  const LinearPlan plan(args, row_bytes, nth);
+  const std::int64_t sums_bytes = 2 * plan.x_block() * kColumnBlock * static_cast<std::int64_t>(sizeof(float));
+  thread_local Scratch scratch;
+  std::byte* memory = scratch.at_least(static_cast<std::size_t>(sums_bytes + plan.x_block() * row_bytes));
+  PackedX<T> x(reinterpret_cast<XElem*>(memory + sums_bytes), args.n_in);
+  for (;;) {
+    const int index = args.next_chunk->fetch_add(1, std::memory_order_relaxed);
+    if (index >= plan.n_chunks()) return;
+    const LinearPlan::Chunk chunk = plan.chunk(index);
+    x.pack(args.x, chunk.x_begin, chunk.x_end);
+    run_chunk(args, plan, chunk, x, reinterpret_cast<float*>(memory));
+  }
+}
+
+}  // namespace
+
+bool linear_supported(ggml_type type) {
+  return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+}
+
+void linear(const LinearArgs& args, int /*ith*/, int nth) {
+  if (args.n_rows == 0) return;
+  switch (args.weights[0].type) {
+    case GGML_TYPE_F32: return run<F32Weights>(args, nth);
+    case GGML_TYPE_F16: return run<F16Weights>(args, nth);
+    case GGML_TYPE_BF16: return run<Bf16Weights>(args, nth);
+    default: GGML_ABORT("linear: no kernel for weight type %s", ggml_type_name(args.weights[0].type));
+  }
+}
+
+}  // namespace modularbase::kernels

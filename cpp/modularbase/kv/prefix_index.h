@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "modularbase/core/types.h"
+#include "modularbase/kv/block_pool.h"
+
+namespace modularbase {
+
+/// What of a prompt is already in the cache.
+struct PrefixMatch {
+  std::vector<BlockId> shared;      // whole blocks, to be shared as they are; retained for the caller
+  BlockId partial = -1;             // a block whose first n_partial tokens match, to be copied; not retained
+  std::int64_t n_partial = 0;
+};
+
+/// Remembers which blocks hold the KV of which token prefixes: a tree of blocks, each under the block before
+/// it. Holds one reference on every block it remembers; forgets least recently used leaves when asked.
+/// Engine thread only.
+class PrefixIndex {
+ public:
+  PrefixIndex(BlockPool& pool, std::int64_t block_tokens);
+  ~PrefixIndex();
+
+  /// The longest known prefix of tokens.
+  PrefixMatch match(std::span<const TokenId> tokens);
+  /// Remembers tokens, whose KV lies in blocks (the last one may be partly filled).
+  void insert(std::span<const TokenId> tokens, std::span<const BlockId> blocks);
+  /// Forgets the least recently used leaf that only the index holds. False when there is none.
+  bool evict_one();
+  void clear();
+
+  std::int64_t n_blocks() const { return n_blocks_; }
+
+ private:
+  struct Node;
+  using Leaf = std::pair<std::uint64_t, Node*>;  // last use, node
+
+  void touch(Node& node);
+  void forget(Node& leaf);
+  Node& add_child(Node& parent, std::span<const TokenId> tokens, BlockId block);
+
+  BlockPool& pool_;
+  const std::int64_t block_tokens_;
+  std::unique_ptr<Node> root_;
+  std::set<Leaf> leaves_;
+  std::uint64_t clock_ = 0;
+  std::int64_t n_blocks_ = 0;
+};
+
+}  // namespace modularbase

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "modularbase/graph/layer_hook.h"
+#include "modularbase/models/attention.h"
+#include "modularbase/models/feed_forward.h"
+#include "modularbase/models/model_config.h"
+#include "modularbase/models/weights.h"
+
+namespace modularbase {
+
+struct Layer {
+  Attention attention;
+  FeedForward feed_forward;
+};
+
+/// What a graph is built with, beside the weights.
+struct ForwardArgs {
+  KernelPath linear_path;
+  AttentionPath* attention;
+  LayerHook* hook;   // null: the plain base
+  Tensor token_ids;  // I32 [n_rows]
+  Tensor out_rows;   // I32 [n_out]: the rows carried through the last layer's end; null: all
+};
+
+/// A decoder-only transformer: the weights of one family, composed from the shared blocks.
+struct Model {
+  ModelConfig config;
+  Tensor token_embd = nullptr;    // [n_embd, n_vocab]
+  std::vector<Layer> layers;
+  Tensor output_norm = nullptr;   // [n_embd]
+  Linear output;                  // [n_embd, n_vocab]; token_embd when the file ties them
+  Tensor rope_factors = nullptr;  // [rope_dim / 2], llama 3's frequency divisors; null otherwise
+  WeightMemory memory;
+
+  /// The residual stream entering layer `layer` (n_layer: leaving the last): [n_embd, n_rows].
+  Tensor build_hidden(GraphBuilder& g, const ForwardArgs& args, int layer) const;
+  /// After the output norm: [n_embd, n_out].
+  Tensor build_normed(GraphBuilder& g, const ForwardArgs& args) const;
+  /// Only writes the cache of every layer: a chunk of a prompt that no one samples from.
+  void build_cache_only(GraphBuilder& g, const ForwardArgs& args) const;
+};
+
+/// Reads the weights of the file's family. The file must outlive the model (tensors may be mapped from it).
+/// \throws BaseLoadError naming the field, e.g. for an unknown architecture.
+std::unique_ptr<Model> load_model(const GgufFile& file, const Backend& backend, DType dtype);
+
+}  // namespace modularbase

@@ -1,0 +1,86 @@
+"""The same engine for asyncio programs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from modularbase.engine import Engine
+from modularbase.types import FloatArray, Message, Prompt, Result, SamplingParams, Score
+
+_T = TypeVar("_T")
+_MAX_WAITING = 256  # awaits that may wait at once; their threads sleep in the C++ core
+
+
+class AsyncEngine:
+    """Awaitable calls on an `Engine`; cancelling a task cancels its request.
+
+    Use it as an async context manager, or call `close`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """Wraps a loaded engine, which stays usable directly."""
+        self.engine = engine
+        self._waiters = ThreadPoolExecutor(_MAX_WAITING, thread_name_prefix="modularbase-wait")
+
+    @classmethod
+    async def load(cls, base: str | os.PathLike[str], **arguments: Any) -> AsyncEngine:
+        """Loads a base; arguments as in `Engine.load`."""
+        return cls(await asyncio.to_thread(Engine.load, base, **arguments))
+
+    async def __aenter__(self) -> AsyncEngine:
+        """Returns itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Closes the engine."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancels what runs and frees the base."""
+        await asyncio.to_thread(self.engine.close)
+        self._waiters.shutdown(wait=False)
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
+    ) -> Result:
+        """As `Engine.generate`."""
+        generation = self.engine.submit(prompt, params, **overrides)
+        try:
+            return await self._wait(generation.result)
+        except asyncio.CancelledError:
+            generation.cancel()
+            raise
+
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
+    ) -> AsyncIterator[str]:
+        """As `Engine.stream`."""
+        generation = self.engine.submit(prompt, params, **overrides)
+        pieces = iter(generation)
+        try:
+            while (piece := await self._wait(lambda: next(pieces, None))) is not None:
+                if piece.text:
+                    yield piece.text
+        finally:
+            generation.cancel()
+
+    async def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **overrides: Any
+    ) -> Result:
+        """As `Engine.chat`."""
+        return await self.generate(self.engine.chat_prompt(messages), params, **overrides)
+
+    async def score(self, prompt: Prompt) -> Score:
+        """As `Engine.score`."""
+        return await self._wait(lambda: self.engine.score(prompt))
+
+    async def embed(self, prompt: Prompt) -> FloatArray:
+        """As `Engine.embed`."""
+        return await self._wait(lambda: self.engine.embed(prompt))
+
+    async def _wait(self, call: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._waiters, call)

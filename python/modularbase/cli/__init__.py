@@ -1,0 +1,1 @@
+"""The `modularbase` command: one file a command group."""

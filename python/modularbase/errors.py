@@ -1,0 +1,171 @@
+"""Every error this package raises, in Python and from C++.
+
+The C++ core throws the same tree (cpp/modularbase/core/errors.h); the binding translates each
+class to the one of the same name here and passes the fields by the names of the C++ members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+__all__ = [
+    "BaseLoadError",
+    "BaseNotFoundError",
+    "CancelledError",
+    "ChatTemplateError",
+    "ContextLengthError",
+    "DeviceError",
+    "InstallError",
+    "InstallFailure",
+    "InvalidRequestError",
+    "KvCacheFullError",
+    "ModularBaseError",
+    "TokenizerError",
+]
+
+InstallFailure = Literal[
+    "network", "not_found", "disk_full", "unwritable", "digest", "broken", "not_installed", "tool"
+]
+"""What kind of failure stopped an installation; `InstallError.kind` is one of these."""
+
+_E = TypeVar("_E", bound="ModularBaseError")
+
+
+class ModularBaseError(Exception):
+    """Root of every error this library raises. Anything else that escapes is a bug."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Constructors take fields, not the message, so the default pickling would not rebuild them.
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(cls: type[_E], args: tuple[object, ...], fields: dict[str, object]) -> _E:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+class BaseLoadError(ModularBaseError):
+    """A base file that cannot be used: names the file, the field, and what was expected and found."""
+
+    def __init__(self, file: str, field: str, expected: str, found: str) -> None:
+        super().__init__(f"{file}: {field}: expected {expected}, found {found}")
+        self.file = file
+        self.field = field
+        self.expected = expected
+        self.found = found
+
+
+class InvalidRequestError(ModularBaseError, ValueError):
+    """A request that makes no sense (negative temperature, empty prompt, token id out of range)."""
+
+    def __init__(self, field: str, expected: str, found: str) -> None:
+        super().__init__(f"{field}: expected {expected}, found {found}")
+        self.field = field
+        self.expected = expected
+        self.found = found
+
+
+class ContextLengthError(ModularBaseError):
+    """Prompt plus requested tokens do not fit the context."""
+
+    def __init__(self, n_tokens: int, n_ctx: int) -> None:
+        super().__init__(f"the request needs {n_tokens} tokens of context, n_ctx is {n_ctx}")
+        self.n_tokens = n_tokens
+        self.n_ctx = n_ctx
+
+
+class KvCacheFullError(ModularBaseError):
+    """The KV cache can never hold this request, however long it waits."""
+
+    def __init__(self, needed_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"the request needs {needed_bytes} bytes of KV cache, the limit is {limit_bytes}"
+        )
+        self.needed_bytes = needed_bytes
+        self.limit_bytes = limit_bytes
+
+
+class CancelledError(ModularBaseError):
+    """The request was cancelled by its owner or by the engine closing."""
+
+    def __init__(self, message: str = "the request was cancelled") -> None:
+        super().__init__(message)
+
+
+class DeviceError(ModularBaseError):
+    """The compute device is missing, out of memory, or failed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class BaseNotFoundError(ModularBaseError, KeyError):
+    """No base of this name; `known` lists the names there are."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(known)
+        super().__init__(
+            f"no base is named {name!r}; known bases: {', '.join(self.known) or 'none'} "
+            "(a path to a GGUF file works too)"
+        )
+
+    def __str__(self) -> str:  # KeyError would print the message in quotes
+        return str(self.args[0])
+
+
+class InstallError(ModularBaseError):
+    """A base could not be installed, removed or read from the data folder.
+
+    Attributes:
+        reason: What went wrong and, where there is one, the way out.
+        kind: The class of failure, for programs.
+        base: Name of the base, or None.
+        source: Where it was to come from (a requirement or URL), or None.
+        path: The file or folder concerned, or None.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        kind: InstallFailure,
+        base: str | None = None,
+        source: str | None = None,
+        path: str | None = None,
+    ) -> None:
+        where = "".join(
+            f" [{label} {value}]" for label, value in (("from", source), ("at", path)) if value
+        )
+        super().__init__(f"{base + ': ' if base else ''}{reason}{where}")
+        self.reason = reason
+        self.kind = kind
+        self.base = base
+        self.source = source
+        self.path = path
+
+
+class ChatTemplateError(ModularBaseError):
+    """A chat template that is missing, malformed, refuses the messages, or exceeds its limits.
+
+    Attributes:
+        reason: What went wrong; the template's own words if it called `raise_exception`.
+        line: Line of the template, where known.
+    """
+
+    def __init__(self, reason: str, line: int | None = None) -> None:
+        super().__init__(f"chat template{f' (line {line})' if line is not None else ''}: {reason}")
+        self.reason = reason
+        self.line = line
+
+
+class TokenizerError(ModularBaseError):
+    """A tokenizer that cannot be built from the file's metadata, or token ids it does not have."""
+
+    def __init__(self, field: str, expected: str, found: str) -> None:
+        super().__init__(f"tokenizer: {field}: expected {expected}, found {found}")
+        self.field = field
+        self.expected = expected
+        self.found = found
