@@ -73,8 +73,9 @@ def run_suite(suite: Suite, settings: Settings, chosen: argparse.Namespace) -> d
                 continue
             case = case.without_contenders()
         results.append(run_case(case, chosen.rounds, say))
+    facts = machine.with_bandwidth_again(facts)
     tables = suite.tables(settings, results, facts)
-    for warning in report.warnings(results):
+    for warning in report.warnings(facts, results):
         say(f"warning: {warning}")
     content = report.document(suite.name, facts, results, tables)
     suffix = ".peer" if chosen.peer_only else ""

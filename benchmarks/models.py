@@ -6,7 +6,6 @@ and verified by their digest before every use.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.digest import sha256_of
 from benchmarks.paths import MODELS
 
 BASE_NAME = "SmolLM2-135M-Instruct"
@@ -50,15 +50,6 @@ class Geometry:
         return 2 * self.n_layer * self.n_head_kv * self.head_dim * value_bytes * n_tokens
 
 
-def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def locate_base() -> Path:
     """Returns the default base as shipped, verified.
 
@@ -71,7 +62,12 @@ def locate_base() -> Path:
     else:
         from benchmarks.ours import installed_base
 
-        path = installed_base()
+        try:
+            path = installed_base()
+        except ImportError as error:
+            raise ModelFileError(
+                f"{error}; install ModularBase, or name {BASE_FILE} in {BASE_VARIABLE}"
+            ) from error
     if not path.is_file():
         raise ModelFileError(f"{BASE_VARIABLE}: expected {BASE_FILE}, found no file {path}")
     found = sha256_of(path)

@@ -8,7 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modularbase import Engine
 
 N_VOCAB = 49152  # of the default base
 FIRST_TEXT_TOKEN = 256  # below are the control tokens of the default base's vocabulary
@@ -28,7 +31,7 @@ def installed_base() -> Path:
     """Returns the path of the default base, installing it where it is missing."""
     from modularbase.bases import install
 
-    return Path(install(DEFAULT_BASE))
+    return install.resolve(DEFAULT_BASE, install=True)
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,17 @@ class Session:
     def __init__(self, path: Path, dtype: str, n_threads: int, n_ctx: int, **options: str) -> None:
         """Keeps what to load; `options` are fields of EngineOptions."""
         self._path = path
-        self._load = {"dtype": dtype, "n_threads": n_threads, "n_ctx": n_ctx}
-        self._options = options
-        self._engine: Any = None
+        self._load: dict[str, Any] = {"dtype": dtype, "n_threads": n_threads, "n_ctx": n_ctx}
+        self._options: dict[str, Any] = dict(options)
+        self._engine: Engine | None = None
 
-    def engine(self) -> Any:
+    def engine(self) -> Engine:
         """Returns the engine, loaded and warm."""
         if self._engine is None:
             from modularbase import Engine, EngineOptions
 
-            options = EngineOptions(**self._options) if self._options else None
-            self._engine = Engine.load(str(self._path), options=options, **self._load)
+            options = EngineOptions(**self._options)
+            self._engine = Engine.load(self._path, options=options, **self._load)
             self._engine.generate([1, 2, 3], max_tokens=8, temperature=0, ignore_eos=True)
         return self._engine
 
@@ -102,10 +105,9 @@ class Session:
     def generate(self, prompt: Sequence[int], n_gen: int, n_draft: int = 0) -> Generation:
         """Generates `n_gen` tokens greedily, past any end of text."""
         engine = self.engine()
-        extra = {"n_draft": n_draft} if n_draft else {}
         start = time.monotonic()
         result = engine.generate(
-            list(prompt), max_tokens=n_gen, temperature=0, ignore_eos=True, **extra
+            list(prompt), max_tokens=n_gen, temperature=0, ignore_eos=True, n_draft=n_draft
         )
         seconds = time.monotonic() - start
         timings = result.timings
@@ -146,7 +148,7 @@ class Session:
         spans = []
         for result in results:
             first_s = result.timings.ttft_ms / 1e3
-            spans.append(Span(first_s, first_s + n_gen / result.timings.decode_tps, n_gen))
+            spans.append(Span(first_s, first_s + result.timings.decode_ms / 1e3, n_gen))
         return spans, seconds
 
 

@@ -17,6 +17,8 @@ from benchmarks.machine import Machine
 from benchmarks.paths import ROOT
 from benchmarks.peers import build
 
+# Above this other programs shift the results: both sides wait for every thread at each operation.
+BUSY_CORES = 0.1
 # Above this the engine took a visible part of a core while the peer was being measured.
 BUSY_SHARE = 0.05
 
@@ -75,14 +77,20 @@ def results_table(title: str, results: Sequence[CaseResult]) -> Table:
     return Table(title, header, rows)
 
 
-def warnings(results: Sequence[CaseResult]) -> list[str]:
+def warnings(machine: Machine, results: Sequence[CaseResult]) -> list[str]:
     """Returns what makes a result doubtful, in words."""
-    return [
+    found = [
         f"{result.name}: this process used {result.own_cpu_share:.0%} of a core while the "
         "baseline ran, so the baseline may read low"
         for result in results
         if result.own_cpu_share > BUSY_SHARE
     ]
+    if machine.others_busy_cores > BUSY_CORES:
+        found.append(
+            f"other programs kept {machine.others_busy_cores:.1f} cores busy before the run: "
+            "these numbers show that the benchmarks work, not how fast anything is"
+        )
+    return found
 
 
 def _commit() -> str:
@@ -113,6 +121,7 @@ def document(
             "python": platform.python_version(),
         },
         "machine": asdict(machine),
+        "warnings": warnings(machine, results),
         "cases": [asdict(result) for result in results],
         "tables": [asdict(table) for table in tables],
     }

@@ -110,8 +110,11 @@ def pip_download(lock: Lock, folder: Path) -> Path:
         return archives[0]
     if mismatch := re.search(r"Got\s+([0-9a-f]{64})", done.stderr):
         raise wrong_hash(lock.archive_name, lock, mismatch[1])
-    reason = "\n  ".join(done.stderr.strip().splitlines()[-4:]) or "it left no archive"
-    raise FetchError(f"pip could not download {lock.name}=={lock.version}:\n  {reason}")
+    said = done.stderr.strip().splitlines()
+    reason = "\n  ".join([line for line in said if line.startswith("ERROR")] or said[-4:])
+    raise FetchError(
+        f"pip could not download {lock.name}=={lock.version} (is there a network?):\n  {reason}"
+    )
 
 
 def wrong_hash(what: object, lock: Lock, found: str) -> FetchError:
@@ -155,7 +158,7 @@ def extract(archive: Path, lock: Lock, into: Path) -> None:
     """Extracts the pinned folder, and the licence as LICENSE, into the empty folder `into`.
 
     Raises:
-        FetchError: A member is neither a file nor a folder or would leave `into`, or one is missing.
+        FetchError: A member is no file or would leave `into`, or one is missing.
     """
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -177,7 +180,7 @@ def extract_member(
 ) -> None:
     """Writes one file of the archive, keeping its time so that rebuilds see no change."""
     if ".." in relative.parts or not (member.isfile() or member.isdir()):
-        raise FetchError(f"{tar.name}: {member.name}: expected a file inside the archive's folder")
+        raise FetchError(f"{member.name}: expected a file inside the archive's folder")
     if member.isdir():
         return
     target = into / relative

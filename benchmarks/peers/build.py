@@ -1,9 +1,8 @@
 """Builds llama.cpp once, natively, from the pinned source distribution, and caches its tools.
 
 ``python -m benchmarks.peers.build`` builds what is missing and prints the folder of the tools.
-The archive is the one that ggml comes from: ``tools/fetch_ggml.py`` obtains and verifies it, or
-``MODULARBASE_PEER_ARCHIVE`` names a local copy. A second call returns at once, unless the recipe
-or the CPU that the native build was made for has changed.
+``tools/fetch_ggml.py`` obtains the archive, or ``MODULARBASE_PEER_ARCHIVE`` names a local copy. A
+second call returns at once, unless the recipe or the CPU that the build was made for has changed.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,13 +18,31 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from benchmarks.digest import sha256_of
 from benchmarks.machine import cpu_identity
 from benchmarks.paths import PEERS, ROOT
 
-VERSION = "0.3.36"
+
+class PeerBuildError(RuntimeError):
+    """The peer could not be obtained or built; the message says what to do."""
+
+
+LOCK = ROOT / "third_party" / "ggml.lock"
+
+
+def pinned(field: str) -> str:
+    """Returns a field of the lock file that ggml and the peer share."""
+    found = re.search(rf"^{field} = (\S+)$", LOCK.read_text(), re.MULTILINE)
+    if found is None:
+        raise PeerBuildError(f"{LOCK}: {field}: expected a value, found none")
+    return found.group(1)
+
+
+VERSION = pinned("version")
 SOURCE_PREFIX = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
 SOURCE_PARTS = frozenset(
-    "CMakeLists.txt LICENSE cmake common ggml include licenses scripts src tools vendor".split()
+    ["CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include"]
+    + ["licenses", "scripts", "src", "tools", "vendor"]
 )
 TOOLS = (
     "llama-bench",
@@ -47,10 +65,6 @@ CMAKE_OPTIONS = (
     "-DLLAMA_USE_PREBUILT_UI=OFF",
 )
 ARCHIVE_VARIABLE = "MODULARBASE_PEER_ARCHIVE"
-
-
-class PeerBuildError(RuntimeError):
-    """The peer could not be obtained or built; the message says what to do."""
 
 
 def default_folder() -> Path:
@@ -85,8 +99,9 @@ def obtain_archive(folder: Path) -> Path:
     """
     named = os.environ.get(ARCHIVE_VARIABLE)
     if named:
-        if not Path(named).is_file():
-            raise PeerBuildError(f"{ARCHIVE_VARIABLE}: expected an archive, found none at {named}")
+        found = sha256_of(Path(named)) if Path(named).is_file() else "no file"
+        if found != pinned("sha256"):
+            raise PeerBuildError(f"{named}: sha256: expected {pinned('sha256')}, found {found}")
         return Path(named)
     script = ROOT / "tools" / "fetch_ggml.py"
     archive = folder / f"llama_cpp_python-{VERSION}.tar.gz"
@@ -146,8 +161,7 @@ def compile_tools(source: Path, build: Path, log: Path) -> None:
 def ensure_built(folder: Path | None = None) -> Path:
     """Builds the peer where it is missing and returns the folder of its tools.
 
-    The sources and objects lie in a temporary folder; the tools and then the stamp are moved
-    into `folder` last, so that an interrupted build is never taken for a finished one.
+    The stamp is written last, so that an interrupted build is never taken for a finished one.
 
     Raises:
         PeerBuildError: The archive could not be obtained or a build step failed.
@@ -157,11 +171,10 @@ def ensure_built(folder: Path | None = None) -> Path:
         return folder / "bin"
     folder.mkdir(parents=True, exist_ok=True)
     print(f"building llama.cpp {VERSION} natively, once (minutes)", file=sys.stderr, flush=True)
-    archive = obtain_archive(folder)
     log = folder / "build.log"
     log.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="work-", dir=folder) as work:
-        source = extract_source(archive, Path(work) / "source")
+        source = extract_source(obtain_archive(Path(work)), Path(work) / "source")
         build = Path(work) / "build"
         compile_tools(source, build, log)
         (folder / "stamp.json").unlink(missing_ok=True)

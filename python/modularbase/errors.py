@@ -48,7 +48,7 @@ def _rebuild(cls: type[_E], args: tuple[object, ...], fields: dict[str, object])
 
 
 class BaseLoadError(ModularBaseError):
-    """A base file that cannot be used: names the file, the field, and what was expected and found."""
+    """A base file that cannot be used; names the file, the field, what was expected and found."""
 
     def __init__(self, file: str, field: str, expected: str, found: str) -> None:
         super().__init__(f"{file}: {field}: expected {expected}, found {found}")

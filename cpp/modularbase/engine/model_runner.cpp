@@ -30,9 +30,10 @@ std::vector<float> rope_frequencies(const Model& model) {
   return frequencies;
 }
 
+// An input that the graph does not use (a hidden state before any attention) has no memory.
 template <class T>
 void set_input(Tensor tensor, const std::vector<T>& values) {
-  if (tensor) ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
+  if (tensor && tensor->buffer) ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
 }
 
 void get_output(Tensor tensor, std::vector<float>& values) {
@@ -53,14 +54,16 @@ ModelRunner::ModelRunner(const Model& model, Backend& backend, KvCache& cache,
       scratch_(std::make_unique<kernels::AttentionScratch>()),
       queries_(kMaxShortlistRows) {
   const Tensor head = model.output.weight;
-  head_weight_ = {head->type, head->data, head->ne[0], head->ne[1]};
-  if (options.head == HeadPath::kCertified && backend.is_cpu() && !model.output.bias) {
+  if (options.head == HeadPath::kCertified && backend.is_cpu()) {
+    head_weight_ = {head->type, head->data, head->ne[0], head->ne[1],
+                    static_cast<const float*>(model.output_norm->data)};
     screen_ = kernels::HeadScreen::build(head_weight_, backend.n_threads());
   }
   const bool fused = backend.is_cpu();
+  const bool fused_attention = fused && kernels::attention_supported(model.config.head_dim);
   parts_ = {.model = &model,
             .memory = &cache.memory(),
-            .attention_path = fused ? options.attention : KernelPath::kReference,
+            .attention_path = fused_attention ? options.attention : KernelPath::kReference,
             .linear_path = fused ? options.linear : KernelPath::kReference,
             .hook = nullptr,
             .batch = &batch_,
@@ -149,7 +152,7 @@ void ModelRunner::fill_batch(const StepPlan& plan) {
   }
   batch_ = {spans_.data(), static_cast<int>(spans_.size()), plan.n_rows, rope_cos_.data(),
             rope_sin_.data()};
-  scratch_->reserve(batch_, model_.config.n_head, model_.config.n_head_kv, model_.config.head_dim);
+  scratch_->plan(batch_, model_.config.n_head, model_.config.n_head_kv, model_.config.head_dim);
 }
 
 void ModelRunner::fill_inputs(StepGraph& step, const StepPlan& plan) {

@@ -1,0 +1,19 @@
+#include "modularbase/kernels/attention.h"
+
+#include "modularbase/kernels/attention_scratch.h"
+#include "modularbase/kernels/simd.h"
+
+namespace modularbase::kernels {
+
+bool attention_supported(std::int64_t head_dim) { return head_dim % 16 == 0 && head_dim <= 256; }
+
+void attention(const AttentionArgs& args, int, int) {
+  const auto& items = args.scratch->items();
+  const int n_items = static_cast<int>(items.size());
+  for (int i = args.next_chunk->fetch_add(1); i < n_items; i = args.next_chunk->fetch_add(1)) {
+    const AttentionItem& item = items[static_cast<std::size_t>(i)];
+    item.n_parts == 0 ? attend_tile(args, item) : attend_part(args, item);
+  }
+}
+
+}  // namespace modularbase::kernels

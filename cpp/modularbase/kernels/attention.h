@@ -57,6 +57,8 @@ struct RopeStoreArgs {
 /// Normalises (qwen3) and rotates q and k; writes k and v of every row into the cache.
 void rope_store(const RopeStoreArgs& args, int ith, int nth);
 
+class AttentionScratch;
+
 struct AttentionArgs {
   const AttentionBatch* batch;
   KvLayer kv;
@@ -66,13 +68,16 @@ struct AttentionArgs {
   float scale;              // 1 / sqrt(head_dim)
   float* out;               // [n_head * head_dim, n_rows]
   std::atomic<int>* next_chunk;  // zero before the call
-  class AttentionScratch* scratch;
+  AttentionScratch* scratch;     // planned for this batch
 };
 
-/// Partial results of sequences split over threads, sized once for the largest step.
-class AttentionScratch;
+/// Whether the kernels below handle heads of this width (else the graph uses ggml's ops).
+bool attention_supported(std::int64_t head_dim);
 
-/// Causal grouped-query attention over the block table, online softmax in F32.
+/// Causal grouped-query attention over the block table, online softmax in F32 (Dao et al., arXiv:2205.14135).
+/// Spans of a few rows run position by position, split at fixed positions and merged in order, so that a row's
+/// result depends on nothing but its own sequence (bit for bit). Longer spans run in tiles of rows; they agree
+/// with the former to rounding.
 void attention(const AttentionArgs& args, int ith, int nth);
 
 }  // namespace modularbase::kernels

@@ -15,7 +15,8 @@ namespace {
 
 constexpr std::int64_t kTilesPerChunk = 32;
 constexpr std::int64_t kIdsPerChunk = 32;
-constexpr std::int64_t kSpareProbes = 8;      // probes beyond top_k: bounds and logits do not rank alike
+constexpr std::int64_t kProbesPerTop = 3;     // bounds and logits do not rank alike: more probes than top_k find
+constexpr std::int64_t kSpareProbes = 8;      // a threshold nearer to the top_k-th logit
 constexpr std::int64_t kGroupsPerProbe = 4;   // keeps the number of tokens above the cut near the number of probes
 constexpr std::int64_t kMinCandidates = 256;
 constexpr std::int64_t kCandidateShare = 4;   // beyond n_vocab / 4 the full product, read in order, is faster
@@ -96,7 +97,7 @@ void begin_step(const CertifiedHeadArgs& args) {
     row.logits.clear();
     row.certified = false;
     if (!can_answer(args.queries[i], screen.n_vocab)) continue;
-    prepare_scan_row(*args.head, screen, args.x + i * screen.n_embd, space.scan[i]);
+    prepare_scan_row(*args.head, screen, args.x + i * screen.n_embd, rest_planes(args.n_rows), space.scan[i]);
     if (!space.scan[i].bounded) continue;
     space.open.push_back(i);
     space.open_scan.push_back(&space.scan[i]);
@@ -112,8 +113,8 @@ void scan(const HeadScreen::Data& screen, HeadWorkspace& space) {
   if (space.open.empty()) return;
   for (std::int64_t first; (first = space.next_tile.fetch_add(kTilesPerChunk)) < screen.n_tiles;) {
     const std::int64_t end = std::min(first + kTilesPerChunk, screen.n_tiles);
-    scan_tiles(screen, space.open_scan.data(), static_cast<int>(space.open.size()), first, end,
-               space.open_upper.data(), space.open_tile_max.data());
+    scan_tiles(screen, space.open_scan.data(), static_cast<int>(space.open.size()),
+               rest_planes(space.n_rows), first, end, space.open_upper.data(), space.open_tile_max.data());
     space.n_tiles_left.fetch_sub(end - first, std::memory_order_acq_rel);
   }
   for (int spins = 0; space.n_tiles_left.load(std::memory_order_acquire) > 0; ++spins) {
@@ -192,7 +193,7 @@ void choose_candidates(const CertifiedHeadArgs& args, std::int64_t i) {
   HeadRow& row = space.rows[i];
 
   const std::int64_t n_probes =
-      std::min<std::int64_t>(std::max(query.top_k, 1) + kSpareProbes, screen.n_vocab);
+      std::min<std::int64_t>(kProbesPerTop * std::max(query.top_k, 1) + kSpareProbes, screen.n_vocab);
   choose_probes(screen, upper, tile_max, n_probes, choice);
   choice.probe_logits.resize(choice.probes.size());
   product_logits(*args.head, space.scan[i].product, choice.probes, choice.probe_logits.data());

@@ -85,7 +85,7 @@ float bin_centre(int bin) { return (static_cast<float>(bin) + 0.5f) * (2.0f * kB
 Histogram histogram_of_rows(const HeadWeight& head, const HeadColumns& columns) {
   Histogram histogram{};
   std::vector<float> z(head.n_embd);
-  visit_sample(head, kCodebookSample, [&](const float* row) {
+  visit_sample(head, kCodebookSample, [&](float* row) {
     normalise_row(columns, row, z.data());
     double square = 0.0;
     for (float v : z) square += static_cast<double>(v) * v;
@@ -124,11 +124,12 @@ HeadColumns choose_columns(const HeadWeight& head) {
   const ColumnMoments moments = column_moments(head);
   HeadColumns columns;
   columns.n_hot = head.n_embd >= kMinColumnsForHot ? kHotColumns : 0;
-  columns.column = hot_columns(moments.mean, head.norm_gain, columns.n_hot);
-  std::vector<bool> hot(head.n_embd, false);
-  for (std::int32_t column : columns.column) hot[column] = true;
-  for (std::int32_t j = 0; j < head.n_embd; ++j) {
-    if (!hot[j]) columns.column.push_back(j);
+  columns.column.resize(head.n_embd);
+  std::iota(columns.column.begin(), columns.column.end(), 0);
+  for (std::int32_t hot : hot_columns(moments.mean, head.norm_gain, columns.n_hot)) {
+    const auto place = std::find(columns.column.begin(), columns.column.end(), hot);
+    std::iter_swap(columns.column.begin() + static_cast<std::ptrdiff_t>(columns.swap.size()), place);
+    columns.swap.push_back(static_cast<std::int32_t>(place - columns.column.begin()));
   }
   for (std::int32_t column : columns.column) {
     columns.mean.push_back(moments.mean[column]);
@@ -151,12 +152,12 @@ Codebook fit_codebook(const HeadWeight& head, const HeadColumns& columns) {
   return book;
 }
 
-void normalise_row(const HeadColumns& columns, const float* row, float* z) {
-  const std::int32_t* column = columns.column.data();
+void normalise_row(const HeadColumns& columns, float* row, float* z) {
+  for (std::size_t i = 0; i < columns.swap.size(); ++i) std::swap(row[i], row[columns.swap[i]]);
   const float* mean = columns.mean.data();
   const float* inverse_spread = columns.inverse_spread.data();
   const std::size_t n = columns.column.size();
-  for (std::size_t p = 0; p < n; ++p) z[p] = (row[column[p]] - mean[p]) * inverse_spread[p];
+  for (std::size_t p = 0; p < n; ++p) z[p] = (row[p] - mean[p]) * inverse_spread[p];
 }
 
 }  // namespace modularbase::kernels

@@ -14,7 +14,7 @@ HeadColumns choose_columns(const HeadWeight& head);
 /// The 16 levels that fit the sampled rows best (Lloyd's algorithm on their histogram).
 Codebook fit_codebook(const HeadWeight& head, const HeadColumns& columns);
 
-/// z of one row, place by place.
-void normalise_row(const HeadColumns& columns, const float* row, float* z);
+/// z of one row, place by place. Reorders the row.
+void normalise_row(const HeadColumns& columns, float* row, float* z);
 
 }  // namespace modularbase::kernels

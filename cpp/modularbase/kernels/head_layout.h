@@ -25,7 +25,8 @@ ScreenBytes allocate_bytes(std::size_t n_bytes);
 /// Row i is  w_i[column[p]] = mean[p] + spread[p] * z_i[p]  and z is what is coded.
 struct HeadColumns {
   std::int64_t n_hot = 0;             // places 0..n_hot-1 get 8 bits, the rest 4; a multiple of 4
-  std::vector<std::int32_t> column;   // [n_embd]
+  std::vector<std::int32_t> swap;     // [n_hot] place i was exchanged with place swap[i], in this order
+  std::vector<std::int32_t> column;   // [n_embd] the result of the exchanges
   std::vector<float> mean;            // [n_embd]
   std::vector<float> spread;          // [n_embd]
   std::vector<float> inverse_spread;  // [n_embd]

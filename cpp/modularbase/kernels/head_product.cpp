@@ -15,6 +15,8 @@ namespace {
 constexpr std::size_t kGatherBytes = std::size_t{32} << 10;
 constexpr std::size_t kMaxGatherRows = 32;
 
+constexpr std::size_t kRowsAhead = 4;  // rows lie far apart: without prefetching each would wait for memory
+
 // Layouts of ggml's two activation formats that it cannot turn back to floats itself.
 constexpr std::int64_t kQ8KBlock = 256;  // float d; int8 q[256]; int16 sums[16]
 constexpr std::size_t kQ8KBytes = 4 + 256 + 32;
@@ -66,6 +68,11 @@ void linear_input(ggml_type type, const float* x, std::int64_t n, float* out) {
 #endif
 }
 
+void prefetch_row(const char* row, std::size_t n_bytes) {
+  constexpr std::size_t kCacheLine = 64;
+  for (std::size_t at = 0; at < n_bytes; at += kCacheLine) __builtin_prefetch(row + at);
+}
+
 void linear_rows(const HeadWeight& head, const float* x, const void* rows, std::int64_t n_rows, float* logits) {
   const LinearWeight weight{head.type, rows, n_rows};
   std::atomic<int> next_chunk{0};
@@ -115,23 +122,29 @@ double product_error(const HeadWeight& head) {
 
 void product_logits(const HeadWeight& head, const ProductInput& input, std::span<const TokenId> ids, float* logits) {
   const std::size_t row_bytes = ggml_row_size(head.type, head.n_embd);
-  const auto row = [&](TokenId id) { return static_cast<const char*>(head.data) + row_bytes * id; };
+  const auto row = [&](std::size_t i) { return static_cast<const char*>(head.data) + row_bytes * ids[i]; };
+  const auto prefetch = [&](std::size_t i) {
+    if (i < ids.size()) prefetch_row(row(i), row_bytes);
+  };
+  for (std::size_t i = 0; i < kRowsAhead; ++i) prefetch(i);
   if (!linear_supported(head.type)) {
     const ggml_vec_dot_t vec_dot = ggml_get_type_traits_cpu(head.type)->vec_dot;
-    for (TokenId id : ids) {
-      vec_dot(static_cast<int>(head.n_embd), logits++, 0, row(id), 0, input.packed.data(), 0, 1);
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      prefetch(i + kRowsAhead);
+      vec_dot(static_cast<int>(head.n_embd), logits + i, 0, row(i), 0, input.packed.data(), 0, 1);
     }
     return;
   }
-  // linear() packs x once a call, so rows are gathered for it: the copies stay in the first cache.
+  // linear() packs x once a call, so rows are gathered for it: the copies stay in the first caches.
   alignas(64) char gathered[kGatherBytes];
   const std::size_t n_gather = std::clamp<std::size_t>(kGatherBytes / row_bytes, 1, kMaxGatherRows);
-  while (!ids.empty()) {
-    const std::size_t n = std::min(n_gather, ids.size());
-    for (std::size_t i = 0; n > 1 && i < n; ++i) std::memcpy(gathered + i * row_bytes, row(ids[i]), row_bytes);
-    linear_rows(head, input.x, n > 1 ? gathered : row(ids[0]), static_cast<std::int64_t>(n), logits);
-    ids = ids.subspan(n);
-    logits += n;
+  for (std::size_t first = 0; first < ids.size(); first += n_gather) {
+    const std::size_t n = std::min(n_gather, ids.size() - first);
+    for (std::size_t i = 0; n > 1 && i < n; ++i) {
+      prefetch(first + i + kRowsAhead);
+      std::memcpy(gathered + i * row_bytes, row(first + i), row_bytes);
+    }
+    linear_rows(head, input.x, n > 1 ? gathered : row(first), static_cast<std::int64_t>(n), logits + first);
   }
 }
 

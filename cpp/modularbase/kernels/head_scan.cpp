@@ -17,18 +17,21 @@ namespace {
 constexpr int kMaxRowsAPass = 4;
 constexpr double kEps = 0x1p-24;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kFixedMax = 127 * 256 + 127;  // the largest number two signed bytes hold
+constexpr std::int64_t kMaxRowsWithTwoPlanes = 2;
 
-void to_fixed_point(const float* y, std::int64_t n, std::int64_t n_padded, FixedPoint& fixed) {
+void to_fixed_point(const float* y, std::int64_t n, std::int64_t n_padded, int n_planes, FixedPoint& fixed) {
+  const int unit = n_planes == 2 ? 1 : 256;  // with one plane all numbers are multiples of 256
+  const float limit = n_planes == 2 ? 127 * 256 + 127 : 127;
   for (auto& plane : fixed.planes) plane.assign(static_cast<std::size_t>(n_padded), 0);
   float largest = 0.0f;
   for (std::int64_t p = 0; p < n; ++p) largest = std::max(largest, std::abs(y[p]));
-  fixed.step = largest / kFixedMax;
-  const float inverse = fixed.step > 0.0f ? 1.0f / fixed.step : 0.0f;
+  const float unit_step = largest / limit;
+  const float inverse = unit_step > 0.0f ? 1.0f / unit_step : 0.0f;
+  fixed.step = unit_step / static_cast<float>(unit);
   double square = 0.0, square_error = 0.0;
   for (std::int64_t p = 0; p < n; ++p) {
-    const float rounded = std::rint(std::clamp(y[p] * inverse, -kFixedMax, kFixedMax));
-    const int value = std::isfinite(rounded) ? static_cast<int>(rounded) : 0;
+    const float rounded = std::rint(std::clamp(y[p] * inverse, -limit, limit));
+    const int value = std::isfinite(rounded) ? static_cast<int>(rounded) * unit : 0;
     const int high = (value + 128) >> 8;
     fixed.planes[0][p] = static_cast<std::int8_t>(high);
     fixed.planes[1][p] = static_cast<std::int8_t>(value - high * 256);
@@ -47,10 +50,11 @@ std::int32_t four_bytes(const std::vector<std::int8_t>& plane, std::int64_t from
   return bytes;
 }
 
-void lay_out(const FixedPoint& fixed, std::int64_t n_groups, std::vector<std::int32_t>& out, std::int32_t* offset) {
+void lay_out(const FixedPoint& fixed, std::int64_t n_groups, int n_planes, std::vector<std::int32_t>& out,
+             std::int32_t* offset) {
   out.clear();
   for (std::int64_t group = 0; group < n_groups; ++group) {
-    for (const auto& plane : fixed.planes) out.push_back(four_bytes(plane, 4 * group));
+    for (int i = 0; i < n_planes; ++i) out.push_back(four_bytes(fixed.planes[i], 4 * group));
   }
   for (int i = 0; i < 2; ++i) {
     std::int32_t sum = 0;
@@ -79,9 +83,9 @@ __m512i level_table(const Codebook& book) {
   return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
 }
 
-template <int kRows>
+template <int kRows, int kPlanes>
 void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const ScanRow* const* rows, TileSums* sums) {
-  __m512i hot[kRows][2], rest[kRows][2];
+  __m512i hot[kRows][2], rest[kRows][2], rest_high[kRows][2];  // more sums than rows: the additions wait for each other
   const std::int32_t* x_hot[kRows];
   const std::int32_t* x_rest[kRows];
 #pragma GCC unroll 4
@@ -89,6 +93,7 @@ void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const S
     for (int i = 0; i < 2; ++i) {
       hot[j][i] = _mm512_set1_epi32(rows[j]->hot_offset[i]);
       rest[j][i] = _mm512_set1_epi32(rows[j]->rest_offset[i]);
+      rest_high[j][i] = _mm512_setzero_si512();
     }
     x_hot[j] = rows[j]->hot.data();
     x_rest[j] = rows[j]->rest.data();
@@ -108,16 +113,17 @@ void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const S
     const __m512i high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble));
 #pragma GCC unroll 4
     for (int j = 0; j < kRows; ++j) {
-      for (int i = 0; i < 2; ++i) {
-        rest[j][i] = _mm512_dpbusd_epi32(rest[j][i], low, _mm512_set1_epi32(x_rest[j][4 * v + i]));
-        rest[j][i] = _mm512_dpbusd_epi32(rest[j][i], high, _mm512_set1_epi32(x_rest[j][4 * v + 2 + i]));
+      for (int i = 0; i < kPlanes; ++i) {
+        const std::int32_t* x = x_rest[j] + 2 * kPlanes * v + i;
+        rest[j][i] = _mm512_dpbusd_epi32(rest[j][i], low, _mm512_set1_epi32(x[0]));
+        rest_high[j][i] = _mm512_dpbusd_epi32(rest_high[j][i], high, _mm512_set1_epi32(x[kPlanes]));
       }
     }
   }
   for (int j = 0; j < kRows; ++j) {
     for (int i = 0; i < 2; ++i) {
       _mm512_storeu_si512(sums[j].hot[i], hot[j][i]);
-      _mm512_storeu_si512(sums[j].rest[i], rest[j][i]);
+      _mm512_storeu_si512(sums[j].rest[i], _mm512_add_epi32(rest[j][i], rest_high[j][i]));
     }
   }
 }
@@ -130,7 +136,7 @@ void add_products(const std::uint8_t* bytes, std::int32_t x, std::int32_t* sum) 
   }
 }
 
-template <int kRows>
+template <int kRows, int kPlanes>
 void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const ScanRow* const* rows, TileSums* sums) {
   for (int j = 0; j < kRows; ++j) {
     for (int i = 0; i < 2; ++i) {
@@ -150,9 +156,10 @@ void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const S
       high[b] = static_cast<std::uint8_t>(screen.codebook.levels[codes[b] >> 4] + 128);
     }
     for (int j = 0; j < kRows; ++j) {
-      for (int i = 0; i < 2; ++i) {
-        add_products(low, rows[j]->rest[4 * v + i], sums[j].rest[i]);
-        add_products(high, rows[j]->rest[4 * v + 2 + i], sums[j].rest[i]);
+      for (int i = 0; i < kPlanes; ++i) {
+        const std::int32_t* x = rows[j]->rest.data() + 2 * kPlanes * v + i;
+        add_products(low, x[0], sums[j].rest[i]);
+        add_products(high, x[kPlanes], sums[j].rest[i]);
       }
     }
   }
@@ -175,16 +182,19 @@ float bound_tile(const HeadScreen::Data& screen, std::int64_t tile, const ScanRo
     upper[r] = bound <= kInfinity ? bound : kInfinity;  // a row that cannot be bounded is always kept
   }
   for (int r = n_valid; r < kTileRows; ++r) upper[r] = -kInfinity;
-  float largest = upper[0];
-  for (int r = 1; r < kTileRows; ++r) largest = upper[r] > largest ? upper[r] : largest;
-  return largest;
+  float largest[kTileRows / 2];  // halved until one is left: a chain of 16 would take longer than the sums
+  for (int r = 0; r < kTileRows / 2; ++r) largest[r] = std::max(upper[r], upper[r + kTileRows / 2]);
+  for (int n = kTileRows / 4; n > 0; n /= 2) {
+    for (int r = 0; r < n; ++r) largest[r] = std::max(largest[r], largest[r + n]);
+  }
+  return largest[0];
 }
 
-template <int kRows>
+template <int kRows, int kPlanes>
 void scan_rows(const HeadScreen::Data& screen, const ScanRow* const* rows, std::int64_t tile, float* const* upper,
                float* const* tile_max) {
   TileSums sums[kRows];
-  sum_tile<kRows>(screen, screen.codes.get() + tile * screen.tile_bytes(), rows, sums);
+  sum_tile<kRows, kPlanes>(screen, screen.codes.get() + tile * screen.tile_bytes(), rows, sums);
   const std::int64_t first = tile * kTileRows;
   const int n_valid = static_cast<int>(std::min<std::int64_t>(kTileRows, screen.n_vocab - first));
   for (int j = 0; j < kRows; ++j) {
@@ -192,9 +202,27 @@ void scan_rows(const HeadScreen::Data& screen, const ScanRow* const* rows, std::
   }
 }
 
+template <int kPlanes>
+void scan_all_rows(const HeadScreen::Data& screen, const ScanRow* const* rows, int n_rows, std::int64_t tile,
+                   float* const* upper, float* const* tile_max) {
+  int j = 0;
+  for (; j + kMaxRowsAPass <= n_rows; j += kMaxRowsAPass) {
+    scan_rows<kMaxRowsAPass, kPlanes>(screen, rows + j, tile, upper + j, tile_max + j);
+  }
+  switch (n_rows - j) {
+    case 3: scan_rows<3, kPlanes>(screen, rows + j, tile, upper + j, tile_max + j); break;
+    case 2: scan_rows<2, kPlanes>(screen, rows + j, tile, upper + j, tile_max + j); break;
+    case 1: scan_rows<1, kPlanes>(screen, rows + j, tile, upper + j, tile_max + j); break;
+    default: break;
+  }
+}
+
 }  // namespace
 
-void prepare_scan_row(const HeadWeight& head, const HeadScreen::Data& screen, const float* x, ScanRow& row) {
+int rest_planes(std::int64_t n_rows) { return n_rows <= kMaxRowsWithTwoPlanes ? 2 : 1; }
+
+void prepare_scan_row(const HeadWeight& head, const HeadScreen::Data& screen, const float* x, int n_rest_planes,
+                      ScanRow& row) {
   prepare_product_input(head, x, row.product);
   const HeadColumns& columns = screen.columns;
   std::vector<float>& y = row.y;
@@ -210,10 +238,10 @@ void prepare_scan_row(const HeadWeight& head, const HeadScreen::Data& screen, co
   }
   FixedPoint& hot = row.hot_y;
   FixedPoint& rest = row.rest_y;
-  to_fixed_point(y.data(), screen.n_hot, screen.n_hot, hot);
-  to_fixed_point(y.data() + screen.n_hot, screen.n_rest, 8 * screen.n_rest_vectors(), rest);
-  lay_out(hot, screen.n_hot_vectors(), row.hot, row.hot_offset);
-  lay_out(rest, 2 * screen.n_rest_vectors(), row.rest, row.rest_offset);
+  to_fixed_point(y.data(), screen.n_hot, screen.n_hot, 2, hot);
+  to_fixed_point(y.data() + screen.n_hot, screen.n_rest, 8 * screen.n_rest_vectors(), n_rest_planes, rest);
+  lay_out(hot, screen.n_hot_vectors(), 2, row.hot, row.hot_offset);
+  lay_out(rest, 2 * screen.n_rest_vectors(), n_rest_planes, row.rest, row.rest_offset);
 
   const double coded_size =
       screen.max_scale * (screen.max_rest_norm * rest.norm + screen.max_hot_norm * hot.norm) +
@@ -230,20 +258,10 @@ void prepare_scan_row(const HeadWeight& head, const HeadScreen::Data& screen, co
   row.bounded = std::isfinite(row.base + row.k_scale + row.rest_norm + row.hot_norm);
 }
 
-void scan_tiles(const HeadScreen::Data& screen, const ScanRow* const* rows, int n_rows, std::int64_t first,
-                std::int64_t end, float* const* upper, float* const* tile_max) {
-  for (std::int64_t tile = first; tile < end; ++tile) {
-    int j = 0;
-    for (; j + kMaxRowsAPass <= n_rows; j += kMaxRowsAPass) {
-      scan_rows<kMaxRowsAPass>(screen, rows + j, tile, upper + j, tile_max + j);
-    }
-    switch (n_rows - j) {
-      case 3: scan_rows<3>(screen, rows + j, tile, upper + j, tile_max + j); break;
-      case 2: scan_rows<2>(screen, rows + j, tile, upper + j, tile_max + j); break;
-      case 1: scan_rows<1>(screen, rows + j, tile, upper + j, tile_max + j); break;
-      default: break;
-    }
-  }
+void scan_tiles(const HeadScreen::Data& screen, const ScanRow* const* rows, int n_rows, int n_rest_planes,
+                std::int64_t first, std::int64_t end, float* const* upper, float* const* tile_max) {
+  const auto scan = n_rest_planes == 2 ? scan_all_rows<2> : scan_all_rows<1>;
+  for (std::int64_t tile = first; tile < end; ++tile) scan(screen, rows, n_rows, tile, upper, tile_max);
 }
 
 }  // namespace modularbase::kernels

@@ -25,6 +25,7 @@ constexpr float kSmallestNorm = 1e-18f;
 constexpr std::int64_t kMaxEmbd = 65536;  // 255 * 128 * n_embd stays below 2^31
 constexpr int kTilesPerChunk = 16;
 constexpr int kLanes = 16;
+constexpr int kCodeBlock = 64;
 
 /// The smallest BF16 not below value; not a number counts as infinite.
 std::uint16_t bf16_up(float value) {
@@ -43,29 +44,26 @@ float sum_squares(const float* v, std::size_t n) {
   return sum;
 }
 
-/// Norm of v - scale * code over n places (a multiple of kLanes), rounded up for every operation it took, z's own
-/// rounding included.
+/// Norm of z - scale * code over n places (a multiple of kLanes).
 float residual_norm(const float* z, const std::int8_t* code, float scale, std::size_t n) {
   float lanes[kLanes] = {};
-  float coded[kLanes] = {};
   for (std::size_t p = 0; p < n; p += kLanes) {
     for (int i = 0; i < kLanes; ++i) {
-      const float c = scale * static_cast<float>(code[p + i]);
-      const float e = z[p + i] - c;
+      const float e = z[p + i] - scale * static_cast<float>(code[p + i]);
       lanes[i] += e * e;
-      coded[i] += c * c;
     }
   }
-  float sum = 0.0f, sum_coded = 0.0f;
-  for (int i = 0; i < kLanes; ++i) {
-    sum += lanes[i];
-    sum_coded += coded[i];
-  }
-  const float norm = std::sqrt(sum), coded_norm = std::sqrt(sum_coded);
+  float sum = 0.0f;
+  for (float lane : lanes) sum += lane;
+  return std::sqrt(sum);
+}
+
+/// A residual norm rounded up for every operation it took, z's own rounding included: |z| <= residual + coded, and
+/// each z and each coded value is off by a few eps of itself. Squares below the smallest float vanish, hence the
+/// constant.
+float with_rounding(float residual, float coded_norm, std::size_t n) {
   const float growth = 1.0f + static_cast<float>(n + 32) * kEps;
-  // |z| <= |e| + |coded|: each z and each coded value is off by a few eps of itself.
-  // Squares below the smallest float vanish, hence the constant.
-  return (norm + 16.0f * kEps * (norm + 2.0f * coded_norm)) * growth + kSmallestNorm;
+  return (residual + 16.0f * kEps * (residual + 2.0f * coded_norm)) * growth + kSmallestNorm;
 }
 
 struct RowBounds {
@@ -84,7 +82,7 @@ class RowCoder {
       : data_(data),
         n_hot_(data.n_hot),
         n_rest_(data.n_rest),
-        n_padded_(static_cast<std::size_t>((data.n_rest + 63) / 64 * 64)),
+        n_padded_(static_cast<std::size_t>((data.n_rest + kCodeBlock - 1) / kCodeBlock * kCodeBlock)),
         row_((data.n_embd + kLanes - 1) / kLanes * kLanes),
         z_(n_hot_ + n_padded_),
         fine_(n_hot_ + n_padded_),
@@ -102,11 +100,13 @@ class RowCoder {
     round_to_fine(bounds.scale);
     code_rest();
     const float hot_scale = bounds.scale * data_.codebook.hot_step;
-    bounds.rest_residual = residual_norm(z_.data() + n_hot_, level_.data(), bounds.scale, n_padded_);
-    if (!(bounds.row_norm < kUnbounded)) bounds.rest_residual = kUnbounded;
-    bounds.hot_residual = residual_norm(z_.data(), fine_.data(), hot_scale, n_hot_);
     bounds.rest_norm = norm_of(level_.data(), n_padded_);
     bounds.hot_norm = norm_of(fine_.data(), n_hot_) * data_.codebook.hot_step * (1.0f + 1e-6f);
+    bounds.rest_residual = with_rounding(residual_norm(z_.data() + n_hot_, level_.data(), bounds.scale, n_padded_),
+                                         bounds.scale * bounds.rest_norm, n_padded_);
+    bounds.hot_residual = with_rounding(residual_norm(z_.data(), fine_.data(), hot_scale, n_hot_),
+                                        bounds.scale * bounds.hot_norm, n_hot_);
+    if (!(bounds.row_norm < kUnbounded)) bounds.rest_residual = kUnbounded;
     return bounds;
   }
 
@@ -129,36 +129,49 @@ class RowCoder {
   /// z in units of the row's scale, as 8-bit integers.
   void round_to_fine(float scale) {
     const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    const float hot_inverse = inverse / data_.codebook.hot_step;
-    for (std::size_t p = 0; p < fine_.size(); ++p) {
-      float v = z_[p] * (p < n_hot_ ? hot_inverse : inverse);
+    round_places(0, n_hot_, inverse / data_.codebook.hot_step);
+    round_places(n_hot_, n_hot_ + n_padded_, inverse);
+  }
+
+  void round_places(std::size_t begin, std::size_t end, float inverse) {
+    const float* z = z_.data();
+    std::int8_t* fine = fine_.data();
+    for (std::size_t p = begin; p < end; ++p) {
+      float v = z[p] * inverse;
       v = v > -127.0f ? v : -127.0f;  // also where v is not a number
       v = v < 127.0f ? v : 127.0f;
-      fine_[p] = static_cast<std::int8_t>(std::rint(v));
+      fine[p] = static_cast<std::int8_t>(static_cast<int>(std::rint(v)));
     }
   }
 
+  /// A code counts the bounds that its value exceeds. Blocks of constant size, so that they stay in registers.
   void code_rest() {
-    const std::array<std::int8_t, kLevels - 1> bounds = data_.codebook.bounds;
-    std::array<std::uint8_t, kLevels - 1> steps;
-    for (int k = 0; k + 1 < kLevels; ++k) {
-      steps[k] = static_cast<std::uint8_t>(data_.codebook.levels[k + 1] - data_.codebook.levels[k]);
-    }
-    const auto lowest = static_cast<std::uint8_t>(data_.codebook.levels[0]);
-    const std::int8_t* fine = fine_.data() + n_hot_;
-    for (std::size_t p = 0; p < n_padded_; ++p) {
-      std::uint8_t code = 0;
-      std::uint8_t level = lowest;
-      for (int k = 0; k + 1 < kLevels; ++k) {
-        const bool above = fine[p] > bounds[k];
-        code = static_cast<std::uint8_t>(code + (above ? 1 : 0));
-        level = static_cast<std::uint8_t>(level + (above ? steps[k] : 0));
-      }
-      code_[p] = code;
-      level_[p] = static_cast<std::int8_t>(level);
+    for (std::size_t p = 0; p < n_padded_; p += kCodeBlock) {
+      code_block(fine_.data() + n_hot_ + p, code_.data() + p, level_.data() + p);
     }
     // x is zero on the padding: its codes count for nothing.
     std::fill(level_.begin() + static_cast<std::ptrdiff_t>(n_rest_), level_.end(), std::int8_t{0});
+  }
+
+  void code_block(const std::int8_t* fine, std::uint8_t* code_out, std::int8_t* level_out) const {
+    std::int8_t value[kCodeBlock], code[kCodeBlock] = {}, level[kCodeBlock];
+    for (int i = 0; i < kCodeBlock; ++i) {
+      value[i] = fine[i];
+      level[i] = data_.codebook.levels[0];
+    }
+    for (int k = 0; k + 1 < kLevels; ++k) {
+      const std::int8_t bound = data_.codebook.bounds[k];
+      const auto step = static_cast<std::int8_t>(data_.codebook.levels[k + 1] - data_.codebook.levels[k]);
+      for (int i = 0; i < kCodeBlock; ++i) {
+        const auto above = static_cast<std::int8_t>(-(value[i] > bound));
+        code[i] = static_cast<std::int8_t>(code[i] - above);
+        level[i] = static_cast<std::int8_t>(level[i] + (above & step));
+      }
+    }
+    for (int i = 0; i < kCodeBlock; ++i) {
+      code_out[i] = static_cast<std::uint8_t>(code[i]);
+      level_out[i] = level[i];
+    }
   }
 
   static float norm_of(const std::int8_t* code, std::size_t n) {

@@ -1,0 +1,78 @@
+#include <ggml-cpu.h>
+
+#include <cmath>
+
+#include "modularbase/kernels/attention.h"
+#include "modularbase/kernels/attention_types.h"
+
+namespace modularbase::kernels {
+namespace {
+
+// x = RMSNorm(x) * weight
+void normalise(float* x, const float* weight, std::int64_t n, float eps) {
+  double squares = 0.0;
+  for (std::int64_t i = 0; i < n; ++i) squares += static_cast<double>(x[i]) * x[i];
+  const float scale = 1.0f / std::sqrt(static_cast<float>(squares / static_cast<double>(n)) + eps);
+  for (std::int64_t i = 0; i < n; ++i) x[i] = x[i] * scale * weight[i];
+}
+
+void rotate(float* x, const float* cos, const float* sin, std::int64_t rope_dim, RopeStyle style) {
+  const std::int64_t half = rope_dim / 2;
+  const std::int64_t step = style == RopeStyle::kNormal ? 2 : 1;
+  const std::int64_t partner = style == RopeStyle::kNormal ? 1 : half;
+  for (std::int64_t i = 0; i < half; ++i) {
+    float* a = x + i * step;
+    const float first = a[0];
+    const float second = a[partner];
+    a[0] = first * cos[i] - second * sin[i];
+    a[partner] = first * sin[i] + second * cos[i];
+  }
+}
+
+void store_cache(ggml_type type, const float* from, std::uint16_t* to, std::int64_t n) {
+  if (type == GGML_TYPE_BF16) {
+    ggml_cpu_fp32_to_bf16(from, reinterpret_cast<ggml_bf16_t*>(to), n);
+  } else {
+    ggml_cpu_fp32_to_fp16(from, reinterpret_cast<ggml_fp16_t*>(to), n);
+  }
+}
+
+void rope_store_row(const RopeStoreArgs& args, const AttentionSpan& span, int row_in_span) {
+  const KvLayer& kv = args.kv;
+  const std::int64_t head_dim = kv.head_dim;
+  const std::int64_t row = span.row0 + row_in_span;
+  const int position = span.pos0 + row_in_span;
+  const float* cos = args.batch->rope_cos + row * args.rope_dim / 2;
+  const float* sin = args.batch->rope_sin + row * args.rope_dim / 2;
+  float* q = args.qkv + row * (args.n_head + 2 * kv.n_head_kv) * head_dim;
+  float* k = q + args.n_head * head_dim;
+  const float* v = k + kv.n_head_kv * head_dim;
+  for (std::int64_t head = 0; head < args.n_head; ++head) {
+    if (args.q_norm) normalise(q + head * head_dim, args.q_norm, head_dim, args.norm_eps);
+    rotate(q + head * head_dim, cos, sin, args.rope_dim, args.style);
+  }
+  const std::int32_t block = span.block_table[position / kBlockTokens];
+  const std::int64_t offset = position % kBlockTokens * head_dim;
+  for (std::int64_t head = 0; head < kv.n_head_kv; ++head) {
+    float* key = k + head * head_dim;
+    if (args.k_norm) normalise(key, args.k_norm, head_dim, args.norm_eps);
+    rotate(key, cos, sin, args.rope_dim, args.style);
+    auto* key_tile = const_cast<std::uint16_t*>(cache_tile(kv.k, kv, block, head));
+    auto* value_tile = const_cast<std::uint16_t*>(cache_tile(kv.v, kv, block, head));
+    store_cache(kv.type, key, key_tile + offset, head_dim);
+    store_cache(kv.type, v + head * head_dim, value_tile + offset, head_dim);
+  }
+}
+
+}  // namespace
+
+void rope_store(const RopeStoreArgs& args, int ith, int nth) {
+  for (int i = 0; i < args.batch->n_spans; ++i) {
+    const AttentionSpan& span = args.batch->spans[i];
+    for (int row = 0; row < span.n_rows; ++row) {
+      if ((span.row0 + row) % nth == ith) rope_store_row(args, span, row);
+    }
+  }
+}
+
+}  // namespace modularbase::kernels

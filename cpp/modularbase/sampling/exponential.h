@@ -5,14 +5,14 @@
 
 namespace modularbase {
 
-/// e^x for x <= 0, within 2 units in the last place; 0 where the result would be below 2^-125. Unlike
-/// std::exp it is the same on every platform and a compiler can vectorise loops over it.
+/// e^x for x <= 0, within 2 units in the last place; 0 where the result would be below 2^-125.
+/// Unlike std::exp it is the same on every platform and a compiler can vectorise loops over it.
 inline float exp_nonpositive(float x) {
-  constexpr float kLowest = -86.6f;        // about ln 2^-125
+  constexpr float kLowest = -86.6f;  // about ln 2^-125
   constexpr float kLog2e = 1.44269504f;
   constexpr float kLn2High = 0.693359375f;  // few bits, so that n * kLn2High is exact
   constexpr float kLn2Low = -2.12194440e-4f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float bounded = x > kLowest ? x : kLowest;
   const float shifted = bounded * kLog2e + kRound;
   const float n = shifted - kRound;

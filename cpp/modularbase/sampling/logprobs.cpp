@@ -1,7 +1,6 @@
 #include "modularbase/sampling/logprobs.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <string>
 
@@ -12,23 +11,17 @@
 namespace modularbase {
 namespace {
 
-/// Sum of e^(logit - max): lanes for speed, short runs of them in float for accuracy.
+/// Sum of e^(logit - max); short runs in float for speed, their sums in double for accuracy.
 double sum_exponentials(std::span<const float> logits, float max) {
-  constexpr std::size_t kLanes = 16;
-  constexpr std::size_t kRun = 64 * kLanes;
+  constexpr std::size_t kRun = 1024;
   double sum = 0.0;
-  while (logits.size() >= kLanes) {
-    const std::size_t n = std::min(kRun, logits.size() / kLanes * kLanes);
-    std::array<float, kLanes> partial{};
-    for (std::size_t i = 0; i < n; i += kLanes) {
-      for (std::size_t lane = 0; lane < kLanes; ++lane) {
-        partial[lane] += exp_nonpositive(logits[i + lane] - max);
-      }
-    }
-    for (const float part : partial) sum += part;
-    logits = logits.subspan(n);
+  for (std::size_t begin = 0; begin < logits.size(); begin += kRun) {
+    const std::size_t end = std::min(logits.size(), begin + kRun);
+    float run = 0.0f;
+#pragma omp simd reduction(+ : run)
+    for (std::size_t i = begin; i < end; ++i) run += exp_nonpositive(logits[i] - max);
+    sum += run;
   }
-  for (const float logit : logits) sum += exp_nonpositive(logit - max);
   return sum;
 }
 

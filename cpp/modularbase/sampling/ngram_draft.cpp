@@ -13,9 +13,9 @@ constexpr int kLongestRest = 31;
 
 void require(const char* field, int value, int lowest, int highest) {
   if (value >= lowest && value <= highest) return;
-  throw InvalidRequestError(field,
-                            "a number from " + std::to_string(lowest) + " to " + std::to_string(highest),
-                            std::to_string(value));
+  throw InvalidRequestError(
+      field, "a number from " + std::to_string(lowest) + " to " + std::to_string(highest),
+      std::to_string(value));
 }
 
 }  // namespace
@@ -33,7 +33,8 @@ NgramDraft::NgramDraft(int min_ngram, int max_ngram, int max_draft)
 }
 
 void NgramDraft::append(TokenId token) {
-  // The n-grams that end here become findable only now that a token follows them: a suffix never finds itself.
+  // The n-grams that end here become findable only now that a token follows them: a suffix never
+  // finds itself.
   if (!tokens_.empty()) {
     for (Index& index : indexes_) {
       if (tokens_.size() >= static_cast<std::size_t>(index.n)) remember(index, tokens_.size() - 1);
@@ -53,7 +54,8 @@ std::span<const TokenId> NgramDraft::draft() {
     // Past the last token the copy reads its own output, so a loop is drafted at full length.
     const auto period = tokens_.size() - 1 - static_cast<std::size_t>(end);
     for (std::size_t i = 0; i < static_cast<std::size_t>(next_length_); ++i) {
-      draft_.push_back(i < period ? tokens_[static_cast<std::size_t>(end) + 1 + i] : draft_[i - period]);
+      draft_.push_back(i < period ? tokens_[static_cast<std::size_t>(end) + 1 + i]
+                                  : draft_[i - period]);
     }
     break;
   }
@@ -62,8 +64,8 @@ std::span<const TokenId> NgramDraft::draft() {
 
 void NgramDraft::report(int accepted, int proposed) {
   if (accepted < 0 || accepted > proposed) {
-    throw Error("draft: " + std::to_string(accepted) + " tokens accepted of " + std::to_string(proposed) +
-                " proposed");
+    throw Error("draft: " + std::to_string(accepted) + " tokens accepted of " +
+                std::to_string(proposed) + " proposed");
   }
   if (proposed == 0) return;
   next_length_ = std::min(max_draft_, accepted == proposed ? 2 * next_length_ : accepted + 1);

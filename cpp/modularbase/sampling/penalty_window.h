@@ -28,7 +28,7 @@ class PenaltyWindow {
   std::size_t last_n_;
   std::size_t oldest_ = 0;
   std::vector<TokenId> ring_;
-  std::vector<TokenCount> counts_;  // sorted: small enough that moving it beats hashing, and ready to merge
+  std::vector<TokenCount> counts_;  // sorted: at this size moving beats hashing
 };
 
 }  // namespace modularbase

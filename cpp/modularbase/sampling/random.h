@@ -5,9 +5,10 @@
 
 namespace modularbase {
 
-/// A request's stream of random numbers. The C++ standard fixes every output of mt19937 but not those of its
-/// distributions, so the step from words to a double is written out: one seed, one stream, on any platform.
-/// It is the step GNU's library takes, so a 32-bit seed gives the stream that llama.cpp draws with.
+/// A request's stream of random numbers. The C++ standard fixes every output of mt19937 but not
+/// those of its distributions, so the step from words to a double is written out: one seed, one
+/// stream, on any platform. It is the step GNU's library takes, so a 32-bit seed gives the stream
+/// that llama.cpp draws with.
 class Random {
  public:
   explicit Random(std::uint64_t seed) {
@@ -33,7 +34,9 @@ class Random {
   std::mt19937 words_;
 };
 
-/// A seed from the system, for requests that name none. 32 bits: short enough to report and to pass on.
-inline std::uint64_t random_seed() { return std::random_device{}(); }
+/// A seed from the system, for requests that name none; 32 bits, short enough to pass on.
+inline std::uint64_t random_seed() {
+  return std::random_device{}();
+}
 
 }  // namespace modularbase

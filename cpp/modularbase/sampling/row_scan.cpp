@@ -12,7 +12,6 @@ namespace modularbase {
 namespace {
 
 constexpr std::size_t kBlock = 64;
-constexpr std::size_t kLanes = 16;  // written as lanes so that the compiler vectorises them
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct BlockScan {
@@ -21,23 +20,14 @@ struct BlockScan {
 };
 
 BlockScan scan_block(const float* x) {
-  std::array<float, kLanes> max;
-  std::array<int, kLanes> n_bad{};
-  max.fill(-kInfinity);
-  for (std::size_t i = 0; i < kBlock; i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
-      const float value = x[i + lane];
-      max[lane] = value > max[lane] ? value : max[lane];
-      n_bad[lane] += value < kInfinity ? 0 : 1;
-    }
+  float max = -kInfinity;
+  int n_bad = 0;
+#pragma omp simd reduction(max : max) reduction(+ : n_bad)
+  for (std::size_t i = 0; i < kBlock; ++i) {
+    max = x[i] > max ? x[i] : max;
+    n_bad += x[i] < kInfinity ? 0 : 1;
   }
-  for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
-    for (std::size_t lane = 0; lane < half; ++lane) {
-      max[lane] = max[lane + half] > max[lane] ? max[lane + half] : max[lane];
-      n_bad[lane] += n_bad[lane + half];
-    }
-  }
-  return {max[0], n_bad[0]};
+  return {max, n_bad};
 }
 
 }  // namespace

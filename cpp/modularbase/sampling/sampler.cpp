@@ -12,7 +12,8 @@ namespace {
 
 constexpr std::int64_t kMaxShortlist = 512;  // beyond it the whole row costs no more
 constexpr float kMaxDrop = 16.0f;
-// Changing a logit and comparing it takes at most 8 float roundings, each off by 2^-9 for logits below 2^16.
+// Changing a logit and comparing it takes at most 8 float roundings, each off by 2^-9 for logits
+// below 2^16.
 constexpr float kRoundingSlack = 1.0f / 64.0f;
 
 /// Without typical_p every cut keeps the largest logit, so greedy needs none of them.
@@ -76,7 +77,8 @@ void Sampler::update_adjustments() {
   for (; bias != bias_end; ++bias) adjustments_.push_back({bias->first, bias->second, 0});
 }
 
-/// The most by which bias and penalties can lower any logit; infinity where that depends on the logit.
+/// The most by which bias and penalties can lower any logit; infinity where that depends on the
+/// logit.
 float Sampler::largest_fall(std::size_t n_draft) const {
   float fall = 0.0f;
   for (const TokenAdjustment& a : adjustments_) fall = std::max(fall, -a.bias);
@@ -85,17 +87,21 @@ float Sampler::largest_fall(std::size_t n_draft) const {
   int most = 0;
   for (const TokenCount& seen : window_.counts()) most = std::max(most, seen.count);
   return fall + std::max(0.0f, params_.presence_penalty) +
-         std::max(0.0f, params_.frequency_penalty) * static_cast<float>(most + static_cast<int>(n_draft));
+         std::max(0.0f, params_.frequency_penalty) *
+             static_cast<float>(most + static_cast<int>(n_draft));
 }
 
 // Why the query suffices. Let F be the m tokens whose logits change; the others keep theirs.
-// top_k, and greedy as k = 1: before a kept token outside F there are fewer than k tokens outside F and at
-// most m of F, whatever their changes, so it is among the k + m largest of the row as it came. All later
-// cuts act within the k kept, so nothing else is needed.
-// min_p alone: let r be the largest logit as it came and d the most that F can fall. Then the largest after
-// the changes is at least r - d, a kept token is at least r - d + ln(min_p), and outside F that is its logit
-// as it came.
-// A draft's tokens can only join F (its old tokens may leave the window, and a larger F does no harm).
+//
+// top_k, and greedy as k = 1: before a kept token outside F there are fewer than k tokens outside F
+// and at most m of F, whatever their changes, so it is among the k + m largest of the row as it
+// came. All later cuts act within the k kept, so nothing else is needed.
+//
+// min_p alone: let r be the largest logit as it came and d the most that F can fall. Then the
+// largest after the changes is at least r - d, a kept token is at least r - d + ln(min_p), and
+// outside F that is its logit as it came.
+//
+// A draft's tokens can only join F. Old ones may leave the window, but a larger F does no harm.
 const HeadQuery& Sampler::head_query(std::span<const TokenId> draft) {
   update_adjustments();
   auto& forced = query_.forced;
@@ -117,8 +123,9 @@ const HeadQuery& Sampler::head_query(std::span<const TokenId> draft) {
   } else {
     top_k = n_vocab_;
   }
-  query_.all = top_k > kMaxShortlist || std::ssize(forced) > kMaxShortlist ||
-               query_.max_drop > kMaxDrop;
+  query_.all =
+      top_k > kMaxShortlist || std::ssize(forced) > kMaxShortlist || query_.max_drop > kMaxDrop;
+  if (query_.all) query_.max_drop = 0.0f;
   query_.top_k = static_cast<int>(std::min(top_k, n_vocab_));
   return query_;
 }

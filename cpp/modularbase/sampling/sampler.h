@@ -15,29 +15,31 @@
 
 namespace modularbase {
 
-/// The logits a sampler sees: dense (ids empty, logits [n_vocab]) or the exact shortlist of a certified head
-/// (ids ascending, logits in the same order).
+/// The logits a sampler sees: dense (ids empty, logits [n_vocab]) or the exact shortlist of a
+/// certified head (ids ascending, logits in the same order).
 struct LogitsView {
   std::span<const TokenId> ids;
   std::span<const float> logits;
 };
 
-/// Chooses one request's tokens by the chain in steps.h. The choice depends on the params, the seed, the
-/// accepted tokens and the number of earlier calls, and is the same from a dense row as from any shortlist
-/// that answers head_query(). Does not allocate once its buffers have grown.
+/// Chooses one request's tokens by the chain in steps.h. The choice depends on the params, the
+/// seed, the accepted tokens and the number of earlier calls, and is the same from a dense row as
+/// from any shortlist that answers head_query(). Does not allocate once its buffers have grown.
 class Sampler {
  public:
   /// \throws InvalidRequestError
   Sampler(const SamplingParams& params, std::int64_t n_vocab);
 
-  /// The penalties look at the last repeat_last_n tokens, prompt included, as llama.cpp's server does.
+  /// The penalties look at the last repeat_last_n tokens, prompt included, as llama.cpp's server
+  /// does.
   /// \throws InvalidRequestError for an id outside the vocabulary.
   void accept_prompt(std::span<const TokenId> prompt);
-  /// What must be known exactly of the next row. With a draft, the answer also suffices for the rows after
-  /// any beginning of the draft has been accepted. Valid until the next call.
+  /// What must be known exactly of the next row. With a draft, the answer also suffices for the
+  /// rows after any beginning of the draft has been accepted. Valid until the next call.
   const HeadQuery& head_query(std::span<const TokenId> draft = {});
   /// Does not accept the token it returns.
-  /// \throws Error if a logit is NaN or +infinity, if none is finite, or if the view cannot answer the query.
+  /// \throws Error if a logit is NaN or +infinity, if none is finite, or if the view cannot answer
+  /// the query.
   TokenId sample(const LogitsView& view);
   void accept(TokenId token);
 

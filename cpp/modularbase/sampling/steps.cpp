@@ -29,8 +29,8 @@ double exponentiate(Candidates& candidates) {
   return sum;
 }
 
-/// Keeps the candidates that come first in the order until their probabilities suffice. A heap, since often
-/// few of a whole vocabulary are kept: O(n + kept log n).
+/// Keeps the candidates that come first in the order until their probabilities suffice. A heap,
+/// since often few of a whole vocabulary are kept: O(n + kept log n).
 template <typename Before, typename Suffices>
 void keep_until(std::vector<Candidate>& items, Before before, Suffices suffices) {
   const auto after = [&](const Candidate& a, const Candidate& b) { return before(b, a); };
@@ -55,7 +55,9 @@ float adjusted_logit(float logit, const TokenAdjustment& adjustment, const Sampl
                   params.presence_penalty);
 }
 
-float min_p_threshold(float max, float min_p) { return max + std::log(min_p); }
+float min_p_threshold(float max, float min_p) {
+  return max + std::log(min_p);
+}
 
 void softmax(Candidates& candidates) {
   const double scale = 1.0 / exponentiate(candidates);
@@ -79,8 +81,8 @@ void keep_top_k(Candidates& candidates, std::size_t k) {
 void keep_typical(Candidates& candidates, float typical_p) {
   if (typical_p >= 1.0f) return;
   softmax(candidates);
-  // With p = e^logit / Z, surprise is ln Z - logit and entropy is ln Z - the expected logit: their distance
-  // is that of the logit from the expected logit.
+  // With p = e^logit / Z, surprise is ln Z - logit and entropy is ln Z - the expected logit: their
+  // distance is that of the logit from the expected logit.
   const double max = max_logit(candidates);
   double expected = 0.0;
   for (const Candidate& c : candidates.items) {

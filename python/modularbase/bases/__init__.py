@@ -1,0 +1,1 @@
+"""Bases: where they come from, their tokenizers and their chat templates."""

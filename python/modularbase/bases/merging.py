@@ -49,7 +49,9 @@ def _sentence_piece_core(vocab: Vocab) -> Core:
     )
 
 
-def _bpe_core(model: type[BPE], vocab: Vocab, merges: list[tuple[str, ...]], **options: object) -> Core:
+def _bpe_core(
+    model: type[BPE], vocab: Vocab, merges: list[tuple[str, ...]], **options: object
+) -> Core:
     try:
         return Core(model(vocab.id_of, merges, **options))  # type: ignore[arg-type]
     except Exception as error:  # the library raises plain Exception
@@ -61,7 +63,11 @@ def _bpe_core(model: type[BPE], vocab: Vocab, merges: list[tuple[str, ...]], **o
 def _merges_from_scores(vocab: Vocab) -> list[tuple[str, ...]]:
     """Rebuilds merge rules for SentencePiece: it joins the pair whose union scores best."""
     mergeable = frozenset((TokenType.NORMAL, TokenType.USER_DEFINED))
-    pieces = {t: s for t, s, k in zip(vocab.tokens, vocab.scores, vocab.types) if k in mergeable}
+    pieces = {
+        t: s
+        for t, s, k in zip(vocab.tokens, vocab.scores, vocab.types, strict=True)
+        if k in mergeable
+    }
     ranked: list[tuple[float, int, int, str, str]] = []
     for piece, score in pieces.items():
         for cut in range(1, len(piece)):

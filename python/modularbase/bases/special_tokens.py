@@ -55,7 +55,7 @@ _EOT_NAMES = (
     "<EOT>",
     "_<EOT>",
     "[EOT]",
-    "<｜end▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",  # noqa: RUF001
     "<end_of_utterance>",
 )
 _EOM_NAMES = ("<|eom_id|>",)

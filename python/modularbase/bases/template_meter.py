@@ -13,6 +13,7 @@ from jinja2.utils import Namespace
 from modularbase.errors import ChatTemplateError
 
 _MAX_INT_BITS = 4096
+_ITEM_SIZE = 32  # an element costs memory and time like this many characters
 # Widths in format strings make text out of nothing; sizes of three digits are plenty.
 _WIDE_FORMAT = re.compile(r"\d{4}|%[^a-zA-Z%]*\*|\{[^{}]*:[^{}]*\{")
 
@@ -26,7 +27,7 @@ class Meter:
 
     Attributes:
         cpu_s: Processor time.
-        n_max: Size of any value, in characters and elements.
+        n_max: Size of any value, in characters.
     """
 
     cpu_s: float = 5.0
@@ -43,7 +44,7 @@ class Meter:
             raise ChatTemplateError(f"ran for more than {self.cpu_s:g} s; it may never end")
 
     def check_size(self, n: int) -> None:
-        """Refuses a value of n characters or elements, if possible before it is made.
+        """Refuses a value of n characters, if possible before it is made.
 
         Raises:
             ChatTemplateError: It would be too large.
@@ -57,7 +58,7 @@ class Meter:
         pending = [value]
         while pending:
             item = pending.pop()
-            total += 1
+            total += _ITEM_SIZE
             if isinstance(item, str):
                 total += len(item)
             elif isinstance(item, int):
@@ -69,7 +70,7 @@ class Meter:
                 pending.extend(item.values())
             elif isinstance(item, Namespace):
                 pending.append(object.__getattribute__(item, "_Namespace__attrs"))
-            self.check_size(total + len(pending))
+            self.check_size(total + _ITEM_SIZE * len(pending))
         return total
 
     def kept(self, items: Iterable[object]) -> list[object]:

@@ -5,10 +5,11 @@ nested loops, recursive macros or `x + x` in a loop would still hang or exhaust 
 every expression that can repeat or make a value passes through the meter of the rendering.
 """
 
+# ruff: noqa: N802, N815 - node visitors are named after jinja2's node classes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import nodes
 from jinja2.ext import Extension
@@ -24,10 +25,13 @@ from modularbase.bases.template_meter import METER
 # Left out are those that make large values out of small ones, such as "".center and (1).to_bytes.
 _SAFE_METHODS: dict[type, frozenset[str]] = {
     str: frozenset(
-        "capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal"
-        " isdigit islower isnumeric isspace istitle isupper join lower lstrip partition"
-        " removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines"
-        " startswith strip swapcase title upper".split()
+        (
+            *("capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum"),
+            *("isalpha", "isascii", "isdecimal", "isdigit", "islower", "isnumeric", "isspace"),
+            *("istitle", "isupper", "join", "lower", "lstrip", "partition", "removeprefix"),
+            *("removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip"),
+            *("split", "splitlines", "startswith", "strip", "swapcase", "title", "upper"),
+        )
     ),
     list: frozenset(("copy", "count", "index")),
     tuple: frozenset(("count", "index")),
@@ -39,7 +43,7 @@ _SAFE_METHODS: dict[type, frozenset[str]] = {
 
 # The filters below take the context so that jinja2 does not apply them while compiling.
 @pass_context
-def _checked(context: Context, value: Any) -> Any:
+def _checked(_context: Context, value: Any) -> Any:
     """Around every expression that can make a value: the value is bounded or refused."""
     meter = METER.get()
     meter.tick()
@@ -50,7 +54,7 @@ def _checked(context: Context, value: Any) -> Any:
 
 
 @pass_context
-def _metered(context: Context, value: Iterable[Any]) -> Iterator[Any]:
+def _metered(_context: Context, value: Iterable[Any]) -> Iterator[Any]:
     """Around what a loop runs over: each round is one operation."""
     meter = METER.get()
     for item in value:
@@ -59,15 +63,15 @@ def _metered(context: Context, value: Iterable[Any]) -> Iterator[Any]:
 
 
 @pass_context
-def _joined(context: Context, parts: list[object]) -> str:
+def _joined(_context: Context, parts: list[object]) -> str:
     """In place of the operator `~`."""
     texts = [part if isinstance(part, str) else str(part) for part in parts]
     METER.get().check_size(sum(map(len, texts)))
     return "".join(texts)
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(cast(nodes.Expr, node), name, [], [], None, None, lineno=node.lineno)
 
 
 class _Instrument(NodeTransformer):

@@ -73,7 +73,7 @@ class Tokenizer:
         return self._encode(text, self._user_defined)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that `ids` encode, without control tokens; bytes that are not UTF-8 give U+FFFD."""
+        """The text that `ids` encode, without control tokens; what is not UTF-8 gives U+FFFD."""
         text = self.decode_continuation(ids)
         return text[1:] if self._vocab.add_space_prefix and text.startswith(" ") else text
 
@@ -120,6 +120,11 @@ class Tokenizer:
     def _encode(self, text: str, special: re.Pattern[str] | None) -> list[int]:
         if not isinstance(text, str):
             raise InvalidRequestError("text", "a string", type(text).__name__)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = f"a lone surrogate {text[error.start]!r}"
+            raise InvalidRequestError("text", "valid Unicode", found) from error
         ids: list[int] = []
         after_special = True  # SentencePiece also puts its space prefix after a special token
         for fragment in self._fragments(text, special):
@@ -152,12 +157,7 @@ class Tokenizer:
         if not self._vocab.is_byte_level:
             prefix = " " if after_special and self._vocab.add_space_prefix else ""
             text = (prefix + text).replace(" ", SPACE_MARK)
-        try:
-            encoding = self._core.encode(text, add_special_tokens=False)
-        except UnicodeEncodeError as error:
-            at = f"a lone surrogate {text[error.start]!r}"
-            raise InvalidRequestError("text", "valid Unicode", at) from error
-        return encoding.ids
+        return self._core.encode(text, add_special_tokens=False).ids
 
 
 def _alternation(vocab: Vocab, ids: list[int]) -> re.Pattern[str] | None:

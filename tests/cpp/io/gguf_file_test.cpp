@@ -73,6 +73,8 @@ TEST_CASE("a wrong type or range names both") {
         "llama.negative: an integer from 0 to 9 / -5");
   CHECK(error_of([&] { file.optional_int("llama.big", 0, INT64_MAX); }) ==
         "llama.big: an integer from 0 to 9223372036854775807 / 9223372036854775808");
+  CHECK(error_of([&] { file.optional_int("llama.big", INT64_MIN, -1); }) ==
+        "llama.big: an integer from -9223372036854775808 to -1 / 9223372036854775808");
   CHECK(error_of([&] { file.optional_int("llama.flag", 0, 9); }) ==
         "llama.flag: an integer from 0 to 9 / a boolean");
   CHECK(error_of([&] { file.optional_float("llama.block_count"); }) ==

@@ -112,6 +112,19 @@ TEST_CASE("values") {
         "k element 1: 0 or 1 (a boolean) / 3");
 }
 
+TEST_CASE("a count may use the whole rest of the file, and no more") {
+  const auto with_count = [](std::uint64_t count) {
+    GgufWriter writer;
+    Bytes& payload = writer.entries.emplace_back(Entry{"k", kArray, {}}).payload;
+    append(payload, std::uint32_t{kU8});
+    append(payload, count);
+    append(payload, std::uint16_t{0});
+    return error_of(writer.image());
+  };
+  CHECK(with_count(2) == "no error");
+  CHECK(with_count(3) == "k length: a count of at most 2 (what the rest of the file can hold) / 3");
+}
+
 TEST_CASE("alignment") {
   const auto with_alignment = [](std::uint32_t type, auto value) {
     return error_after([&](GgufWriter& w) { w.add("general.alignment", type, value); });

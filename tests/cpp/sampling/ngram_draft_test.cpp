@@ -26,7 +26,8 @@ Ids drafted(NgramDraft& draft) {
 /// Tries every length and every place.
 Ids naive_draft(const Ids& tokens, int min_ngram, int max_ngram, std::size_t length) {
   for (std::ptrdiff_t n = max_ngram; n >= min_ngram; --n) {
-    for (std::ptrdiff_t end = std::ssize(tokens) - 1; end >= n; --end) {  // one past the earlier n-gram
+    for (std::ptrdiff_t end = std::ssize(tokens) - 1; end >= n;
+         --end) {  // one past the earlier n-gram
       if (!std::equal(tokens.end() - n, tokens.end(), tokens.begin() + end - n)) continue;
       Ids context = tokens, draft;
       for (std::size_t i = 0; i < length; ++i) {

@@ -68,7 +68,8 @@ Ids naive_top_p(const std::vector<float>& logits, double top_p) {
   double sum = 0.0;
   std::size_t n = 0;
   while (n < order.size() && sum < top_p) sum += p[order[n++]];
-  return Ids(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(std::max<std::size_t>(n, 1)));
+  return Ids(order.begin(),
+             order.begin() + static_cast<std::ptrdiff_t>(std::max<std::size_t>(n, 1)));
 }
 
 Ids naive_typical(const std::vector<float>& logits, double typical_p) {
@@ -109,7 +110,8 @@ TEST_CASE("adjusted_logit: bias, then repeat, then frequency and presence") {
   params.presence_penalty = 0.25f;
   CHECK(adjusted_logit(4.0f, {7, 0.0f, 3}, params) == 4.0f / 2.0f - 3 * 0.5f - 0.25f);
   CHECK(adjusted_logit(-4.0f, {7, 0.0f, 1}, params) == -4.0f * 2.0f - 0.5f - 0.25f);
-  CHECK(adjusted_logit(4.0f, {7, -6.0f, 1}, params) == -2.0f * 2.0f - 0.5f - 0.25f);  // bias flips the sign
+  CHECK(adjusted_logit(4.0f, {7, -6.0f, 1}, params) ==
+        -2.0f * 2.0f - 0.5f - 0.25f);  // bias flips the sign
   CHECK(adjusted_logit(4.0f, {7, 1.5f, 0}, params) == 5.5f);
   CHECK(adjusted_logit(4.0f, {7, -kInfinity, 2}, params) == -kInfinity);
 }

@@ -9,10 +9,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-
 from gguf_metadata import read_gguf_metadata
+from tiny_vocab import tiny_byte_level_metadata
+
 from modularbase.bases.tokenizer import Tokenizer
-from modularbase.bases.vocab import byte_characters
 
 _ROOT = Path(__file__).resolve().parents[3]
 _CACHE = _ROOT / ".cache" / "llama_cpp_models"
@@ -46,35 +46,10 @@ def _extract_models(folder: Path) -> None:
     (folder / "complete").touch()
 
 
-def tiny_byte_level_metadata() -> dict[str, object]:
-    """A byte-level vocabulary of single bytes, a few merges and chat tokens: built in no time."""
-    characters = [chr(c) for c in byte_characters()]
-    merges = ["h e", "l l", "he ll", "hell o", "Ġ w", "ã ģ"]
-    merged = [m.replace(" ", "") for m in merges]
-    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = [*control, *characters, *merged]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3] * len(control) + [1] * (len(tokens) - len(control)),
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.add_bos_token": False,
-    }
-
-
 @pytest.fixture
 def byte_level_metadata() -> dict[str, object]:
     """Metadata of a small byte-level vocabulary; a test may change it."""
     return tiny_byte_level_metadata()
-
-
-@pytest.fixture(scope="session")
-def byte_level() -> Tokenizer:
-    """The small byte-level tokenizer."""
-    return Tokenizer.from_metadata(tiny_byte_level_metadata())
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_vocab import tiny_byte_level_metadata
 
-from conftest import tiny_byte_level_metadata
 from modularbase.bases.text_stream import StopMatcher, StreamDecoder
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.errors import InvalidRequestError, TokenizerError
@@ -47,7 +49,7 @@ def test_stream_refuses_unknown_ids() -> None:
 
 def cut(text: str, points: list[int]) -> list[str]:
     bounds = [0, *sorted(p % (len(text) + 1) for p in points), len(text)]
-    return [text[a:b] for a, b in zip(bounds, bounds[1:])]
+    return [text[a:b] for a, b in pairwise(bounds)]
 
 
 def text_before_stop(text: str, stops: list[str]) -> tuple[str, str | None]:

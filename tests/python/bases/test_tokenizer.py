@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_vocab import tiny_byte_level_metadata
 
-from conftest import tiny_byte_level_metadata
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.errors import InvalidRequestError, TokenizerError
 

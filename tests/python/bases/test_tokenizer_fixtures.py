@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
 from gguf_metadata import read_gguf_metadata
+
 from modularbase.bases.tokenizer import Tokenizer
 
 # The first eight are required; the rest use rules of the same table.
@@ -34,12 +34,11 @@ def load(path: Path) -> Tokenizer:
 
 def cases(path: Path) -> list[tuple[str, list[int]]]:
     # newline="": the texts contain bare carriage returns
-    with open(f"{path}.inp", encoding="utf-8", newline="") as file:
+    with Path(f"{path}.inp").open(encoding="utf-8", newline="") as file:
         texts = file.read().split("\n__ggml_vocab_test__\n")[:-1]  # each case ends with it
-    with open(f"{path}.out", encoding="utf-8") as file:
+    with Path(f"{path}.out").open(encoding="utf-8") as file:
         ids = [[int(i) for i in line.split()] for line in file]
-    assert len(texts) == len(ids)
-    return list(zip(texts, ids))
+    return list(zip(texts, ids, strict=True))
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)

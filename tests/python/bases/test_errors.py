@@ -1,0 +1,44 @@
+"""The error tree: fields, messages, and that errors survive a process boundary."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from modularbase import errors
+
+EXAMPLES: list[errors.ModularBaseError] = [
+    errors.BaseLoadError(file="a.gguf", field="version", expected="3", found="9"),
+    errors.InvalidRequestError(field="temperature", expected=">= 0", found="-1"),
+    errors.ContextLengthError(n_tokens=9, n_ctx=8),
+    errors.KvCacheFullError(needed_bytes=9, limit_bytes=8),
+    errors.CancelledError(),
+    errors.DeviceError("no such device"),
+    errors.BaseNotFoundError(name="x", known=["a", "b"]),
+    errors.InstallError("no route", kind="network", base="b", source="s", path="p"),
+    errors.ChatTemplateError("loops", line=3),
+    errors.TokenizerError(field="pre", expected="known", found="x"),
+]
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda e: type(e).__name__)
+def test_pickling_keeps_message_and_fields(error: errors.ModularBaseError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error) and vars(copy) == vars(error)
+
+
+def test_messages_name_what_is_wrong() -> None:
+    assert str(EXAMPLES[0]) == "a.gguf: version: expected 3, found 9"
+    assert str(EXAMPLES[1]) == "temperature: expected >= 0, found -1"
+    assert "9" in str(EXAMPLES[2]) and "8" in str(EXAMPLES[2])
+    assert str(EXAMPLES[6]).startswith("no base is named 'x'; known bases: a, b")
+    assert str(EXAMPLES[7]) == "b: no route [from s] [at p]"
+    assert str(EXAMPLES[8]) == "chat template (line 3): loops"
+
+
+def test_every_error_is_covered() -> None:
+    names = {type(error).__name__ for error in EXAMPLES} | {"ModularBaseError", "InstallFailure"}
+    assert names == set(errors.__all__)
+    assert isinstance(EXAMPLES[1], ValueError)
