@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .SUFFIXES:
 
 PYTHON ?= python3
-PROMPT ?= What is the capital of France, and what is it known for?
+PROMPT ?= How do I read a CSV file in Python?
 FUZZ_SECONDS ?= 60
 ARGS ?=
 
@@ -34,7 +34,7 @@ help:
 
 demo: .venv/.package
 	.venv/bin/modularbase base install smollm2-135m
-	.venv/bin/modularbase generate -p "$$PROMPT"
+	.venv/bin/modularbase generate --temperature 0 --max-tokens 128 -p "$$PROMPT"
 
 # --- the virtual environment, one stamp a stage ---
 
@@ -98,7 +98,7 @@ lint-stubs: .venv/.lint
 lint-tidy: .venv/.lint
 	tools/apt_packages.sh build test lint
 	cmake --preset dev -DMODULARBASE_BUILD_PYTHON=ON
-	run-clang-tidy -quiet -p build/dev '/(cpp/modularbase|bindings)/'
+	find cpp bindings -name '*.cpp' -print0 | xargs -0 -n 4 -P "$$(nproc)" clang-tidy -quiet -p build/dev
 
 lint-asan: .venv/.python
 	tools/apt_packages.sh build test

@@ -28,7 +28,7 @@ def peer_command(settings: Settings, model: Path, options: Sequence[str]) -> lis
     """Returns the command line that prints a completion of the prompt and nothing else."""
     command = [str(settings.peer.tools / "llama-completion"), "-m", str(model)]
     command += ["-t", str(settings.n_threads), "-c", str(N_CTX), "-n", str(N_GEN), "-p", PROMPT]
-    return command + ["-no-cnv", "--no-display-prompt", "--temp", "0", "--ignore-eos", *options]
+    return [*command, "-no-cnv", "--no-display-prompt", "--temp", "0", "--ignore-eos", *options]
 
 
 def our_command(settings: Settings, model: Path, dtype: str) -> list[str]:
@@ -87,10 +87,9 @@ def tables(settings: Settings, results: Sequence[CaseResult], machine: Machine) 
         for side, peak in peaks.items():
             above = (peak - needed) / needed
             verdict = "met" if above <= MOST_ABOVE else "missed"
-            rows.append(
-                [str(result.facts["file"]), side, f"{needed:.0f}", f"{peak:.0f}"]
-                + [f"{above:+.0%}", verdict if side.startswith("ours") else ""]
-            )
+            sizes_mib = [f"{needed:.0f}", f"{peak:.0f}", f"{above:+.0%}"]
+            last = verdict if side.startswith("ours") else ""
+            rows.append([str(result.facts["file"]), side, *sizes_mib, last])
     header = ["file", "side", "weights + KV MiB", "peak MiB", "above", "<= 10 %"]
     return [Table(f"Peak memory above weights and KV ({N_CTX} tokens, F16)", header, rows)]
 

@@ -160,7 +160,7 @@ def extract(archive: Path, lock: Lock, into: Path) -> None:
     Raises:
         FetchError: A member is no file or would leave `into`, or one is missing.
     """
-    with tarfile.open(archive) as tar:
+    with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
             inside = PurePosixPath(*PurePosixPath(member.name).parts[1:])
             if inside == PurePosixPath(lock.licence):

@@ -1,7 +1,8 @@
-// The certified head against the full product on a real model's head: same threads, interleaved, caches emptied before
-// each timing (in a decoding step the other layers' weights do that), the fastest of a few rounds for each input, median over the inputs.
-// Usage: head_bench MODEL.gguf HIDDEN.f32 [n_threads] [n_samples]
-// HIDDEN.f32 holds rows of x [n_embd] after the output norm, as raw floats.
+// The certified head against the full product on a real model's head: same threads, interleaved,
+// caches emptied before each timing (in a decoding step the other layers' weights do that), the
+// fastest of a few rounds for each input, median over the inputs. Usage: head_bench MODEL.gguf
+// HIDDEN.f32 [n_threads] [n_samples] HIDDEN.f32 holds rows of x [n_embd] after the output norm, as
+// raw floats.
 #include <ggml-cpu.h>
 #include <gguf.h>
 
@@ -120,27 +121,34 @@ Model load_model(const char* path) {
 
 std::vector<char> in_type(const Model& model, ggml_type type) {
   if (type == model.type) return model.stored;
-  std::vector<char> bytes(ggml_row_size(type, model.n_embd) * static_cast<std::size_t>(model.n_vocab));
-  ggml_quantize_chunk(type, model.floats.data(), bytes.data(), 0, model.n_vocab, model.n_embd, nullptr);
+  std::vector<char> bytes(ggml_row_size(type, model.n_embd) *
+                          static_cast<std::size_t>(model.n_vocab));
+  ggml_quantize_chunk(type, model.floats.data(), bytes.data(), 0, model.n_vocab, model.n_embd,
+                      nullptr);
   return bytes;
 }
 
 std::vector<float> load_hidden(const char* path, std::int64_t n_embd) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   if (!file) fail(std::string("cannot read ") + path);
-  const auto n = static_cast<std::size_t>(file.tellg()) / sizeof(float) / static_cast<std::size_t>(n_embd);
+  const auto n =
+      static_cast<std::size_t>(file.tellg()) / sizeof(float) / static_cast<std::size_t>(n_embd);
   std::vector<float> rows(n * static_cast<std::size_t>(n_embd));
-  file.seekg(0).read(reinterpret_cast<char*>(rows.data()), static_cast<std::streamsize>(rows.size() * sizeof(float)));
+  file.seekg(0).read(reinterpret_cast<char*>(rows.data()),
+                     static_cast<std::streamsize>(rows.size() * sizeof(float)));
   return rows;
 }
 
 /// y [n_vocab, n_rows]: linear() where it has the type, else ggml's vec_dot row by row.
-void full_product(Team& team, const kernels::HeadWeight& head, const float* x, std::int64_t n_rows, float* y) {
+void full_product(Team& team, const kernels::HeadWeight& head, const float* x, std::int64_t n_rows,
+                  float* y) {
   std::atomic<int> next{0};
   if (kernels::linear_supported(head.type)) {
     const kernels::LinearWeight weight{head.type, head.data, head.n_vocab};
     team.run([&](int ith, int nth) {
-      kernels::linear({&weight, 1, head.n_embd, n_rows, x, nullptr, y, kernels::Epilogue::kNone, &next}, ith, nth);
+      kernels::linear(
+          {&weight, 1, head.n_embd, n_rows, x, nullptr, y, kernels::Epilogue::kNone, &next}, ith,
+          nth);
     });
     return;
   }
@@ -149,7 +157,8 @@ void full_product(Team& team, const kernels::HeadWeight& head, const float* x, s
   const std::size_t x_bytes = ggml_row_size(cpu->vec_dot_type, head.n_embd);
   std::vector<char> packed(x_bytes * static_cast<std::size_t>(n_rows));
   for (std::int64_t j = 0; j < n_rows; ++j) {
-    ggml_get_type_traits_cpu(cpu->vec_dot_type)->from_float(x + j * head.n_embd, packed.data() + j * x_bytes, head.n_embd);
+    ggml_get_type_traits_cpu(cpu->vec_dot_type)
+        ->from_float(x + j * head.n_embd, packed.data() + j * x_bytes, head.n_embd);
   }
   constexpr std::int64_t kChunk = 64;
   team.run([&](int, int) {
@@ -157,7 +166,8 @@ void full_product(Team& team, const kernels::HeadWeight& head, const float* x, s
       for (const std::int64_t end = std::min(i + kChunk, head.n_vocab); i < end; ++i) {
         const char* row = static_cast<const char*>(head.data) + i * w_bytes;
         for (std::int64_t j = 0; j < n_rows; ++j) {
-          cpu->vec_dot(static_cast<int>(head.n_embd), y + j * head.n_vocab + i, 0, row, 0, packed.data() + j * x_bytes, 0, 1);
+          cpu->vec_dot(static_cast<int>(head.n_embd), y + j * head.n_vocab + i, 0, row, 0,
+                       packed.data() + j * x_bytes, 0, 1);
         }
       }
     }
@@ -171,7 +181,8 @@ struct Timing {
   double screen_us, refine_us, full_us;
 };
 
-/// Time of one phase. The caches are emptied before the screen only: what the refinement finds there is its due.
+/// Time of one phase. The caches are emptied before the screen only: what the refinement finds
+/// there is its due.
 template <class Phase>
 double timed(Team& team, std::atomic<int>& next, bool empty, Phase phase) {
   if (empty) empty_caches(team);
@@ -186,10 +197,13 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-/// Every token that the shortlist leaves out must be worse than the top_k-th of the full product; those it has must agree.
-bool agrees(const kernels::HeadRow& row, const HeadQuery& query, const float* full, std::int64_t n_vocab) {
+/// Every token that the shortlist leaves out must be worse than the top_k-th of the full product;
+/// those it has must agree.
+bool agrees(const kernels::HeadRow& row, const HeadQuery& query, const float* full,
+            std::int64_t n_vocab) {
   std::vector<float> sorted(full, full + n_vocab);
-  std::nth_element(sorted.begin(), sorted.begin() + (query.top_k - 1), sorted.end(), std::greater<>());
+  std::nth_element(sorted.begin(), sorted.begin() + (query.top_k - 1), sorted.end(),
+                   std::greater<>());
   std::size_t at = 0;
   for (std::int64_t id = 0; id < n_vocab; ++id) {
     if (at < row.ids.size() && row.ids[at] == id) {
@@ -214,11 +228,16 @@ void bench(Team& team, const kernels::HeadWeight& head, const kernels::HeadScree
     const std::int64_t first = sample * (n_hidden - n_rows) / n_samples;
     const float* x = hidden.data() + first * head.n_embd;
     std::atomic<int> next{0};
-    const kernels::CertifiedHeadArgs args{&head, &screen, queries.data(), n_rows, x, workspace.get(), &next};
+    const kernels::CertifiedHeadArgs args{&head, &screen,         queries.data(), n_rows,
+                                          x,     workspace.get(), &next};
     Timing best{kNever, kNever, kNever};
     for (int round = 0; round < kRounds; ++round) {
-      best.screen_us = std::min(best.screen_us, timed(team, next, true, [&](int ith, int nth) { head_screen(args, ith, nth); }));
-      best.refine_us = std::min(best.refine_us, timed(team, next, false, [&](int ith, int nth) { head_refine(args, ith, nth); }));
+      best.screen_us =
+          std::min(best.screen_us,
+                   timed(team, next, true, [&](int ith, int nth) { head_screen(args, ith, nth); }));
+      best.refine_us = std::min(best.refine_us, timed(team, next, false, [&](int ith, int nth) {
+                                  head_refine(args, ith, nth);
+                                }));
       empty_caches(team);
       const auto start = Clock::now();
       full_product(team, head, x, n_rows, full.data());
@@ -231,19 +250,22 @@ void bench(Team& team, const kernels::HeadWeight& head, const kernels::HeadScree
       const kernels::HeadRow& row = kernels::head_rows(*workspace)[j];
       n_fallback += !row.certified;
       n_ids.push_back(static_cast<double>(row.ids.size()));
-      if (row.certified && !agrees(row, queries[j], full.data() + j * head.n_vocab, head.n_vocab)) ++n_wrong;
+      if (row.certified && !agrees(row, queries[j], full.data() + j * head.n_vocab, head.n_vocab))
+        ++n_wrong;
     }
   }
   double mean_ids = 0.0;
   for (double n : n_ids) mean_ids += n / static_cast<double>(n_ids.size());
   const double row_bytes = static_cast<double>(ggml_row_size(head.type, head.n_embd));
   const double ours = median(screen_us) + median(refine_us);
-  std::printf("%-5s rows %2d top_k %2d | ids mean %6.0f | MB/step %5.1f of %5.1f | screen %6.0f refine %5.0f us, full %6.0f us, "
-              "%.2fx | fallback %.2f %% wrong %d\n",
-              ggml_type_name(head.type), static_cast<int>(n_rows), top_k, mean_ids,
-              (static_cast<double>(screen.n_bytes()) + mean_ids * n_rows * row_bytes) / 1e6,
-              row_bytes * head.n_vocab / 1e6, median(screen_us), median(refine_us), median(full_us),
-              median(full_us) / ours, 100.0 * n_fallback / n_answers, static_cast<int>(n_wrong));
+  std::printf(
+      "%-5s rows %2d top_k %2d | ids mean %6.0f | MB/step %5.1f of %5.1f | screen %6.0f refine "
+      "%5.0f us, full %6.0f us, "
+      "%.2fx | fallback %.2f %% wrong %d\n",
+      ggml_type_name(head.type), static_cast<int>(n_rows), top_k, mean_ids,
+      (static_cast<double>(screen.n_bytes()) + mean_ids * n_rows * row_bytes) / 1e6,
+      row_bytes * head.n_vocab / 1e6, median(screen_us), median(refine_us), median(full_us),
+      median(full_us) / ours, 100.0 * n_fallback / n_answers, static_cast<int>(n_wrong));
 }
 
 }  // namespace
@@ -258,7 +280,8 @@ int main(int argc, char** argv) {
   Team team(n_threads);
   for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0}) {
     const std::vector<char> bytes = in_type(model, type);
-    const kernels::HeadWeight head{type, bytes.data(), model.n_embd, model.n_vocab, model.gain.data()};
+    const kernels::HeadWeight head{type, bytes.data(), model.n_embd, model.n_vocab,
+                                   model.gain.data()};
     double build_us = std::numeric_limits<double>::max();
     std::unique_ptr<kernels::HeadScreen> screen;
     for (int i = 0; i < 5; ++i) {
@@ -267,8 +290,8 @@ int main(int argc, char** argv) {
       screen = kernels::HeadScreen::build(head, n_threads);
       build_us = std::min(build_us, us_since(start));
     }
-    std::printf("%s: screen of %.1f MB built in %.1f ms (best of 5)\n", ggml_type_name(type), screen->n_bytes() / 1e6,
-                build_us / 1e3);
+    std::printf("%s: screen of %.1f MB built in %.1f ms (best of 5)\n", ggml_type_name(type),
+                screen->n_bytes() / 1e6, build_us / 1e3);
     for (std::int64_t n_rows : {1, 8}) {
       for (int top_k : {1, 40}) bench(team, head, *screen, hidden, n_rows, top_k, n_samples);
     }

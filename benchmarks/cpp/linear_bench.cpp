@@ -1,5 +1,6 @@
-// Our linear kernel against ggml's mul_mat: same weights, same thread pool, interleaved, the minimum of several rounds.
-// Usage: linear_bench [f16|bf16|f32|all] [n_threads|0 for 1 and 2] [rounds] [case name]
+// Our linear kernel against ggml's mul_mat: same weights, same thread pool, interleaved rounds. "cold": weights that come
+// from memory, in groups of a few megabytes; the sum of each group's best round is reported. "hot": one set, over and over.
+// Usage: linear_bench [f16|bf16|f32|all] [n_rounds] [case|all] [n_rows|0 for all] [n_threads|0 for 1 and 2]
 #include <ggml-cpu.h>
 #include <ggml.h>
 
@@ -62,47 +63,51 @@ struct ContextFree {
 };
 using ContextPtr = std::unique_ptr<ggml_context, ContextFree>;
 
-/// `n_sets` copies of a case's weights, and one graph for each of the two contenders that goes through all of them.
-class Workload {
+/// Several sets of a case's weights, and one graph for each of the two contenders that goes through all of them.
+class Group {
  public:
-  Workload(const Case& c, ggml_type type, std::int64_t n_rows, int n_sets) {
+  Group(const Case& c, ggml_type type, std::int64_t n_rows, int n_sets) {
     std::int64_t n_out = 0;
     for (std::int64_t n : c.n_out) n_out += n;
     const std::size_t y_bytes = static_cast<std::size_t>(n_out * n_rows) * sizeof(float);
     const std::size_t w_bytes = ggml_row_size(type, c.n_in) * static_cast<std::size_t>(n_out);
-    const std::size_t nodes = static_cast<std::size_t>(n_sets) * 16;
-    const std::size_t n_bytes = n_sets * (w_bytes + 2 * y_bytes + 4096) + 3 * y_bytes +
-                                static_cast<std::size_t>(c.n_in * n_rows) * 4 + nodes * ggml_tensor_overhead() +
-                                2 * ggml_graph_overhead_custom(nodes, false) + (1 << 20);
-    context_.reset(ggml_init({n_bytes, nullptr, false}));
+    const std::size_t sets = static_cast<std::size_t>(n_sets);
+    const std::size_t n_nodes = sets * 16;
+    context_.reset(ggml_init({.mem_size = sets * (w_bytes + 3 * y_bytes + 4096) + 3 * y_bytes +
+                                          static_cast<std::size_t>(c.n_in * n_rows) * sizeof(float) +
+                                          n_nodes * ggml_tensor_overhead() +
+                                          2 * ggml_graph_overhead_custom(n_nodes, false) + (1 << 20),
+                              .mem_buffer = nullptr,
+                              .no_alloc = false}));
     ggml_context* g = context_.get();
     ggml_tensor* x = ggml_new_tensor_2d(g, GGML_TYPE_F32, c.n_in, n_rows);
     fill(x);
     const std::int64_t n_y = c.epilogue == Epilogue::kSwiGlu ? c.n_out[0] : n_out;
     ggml_tensor* residual = ggml_new_tensor_2d(g, GGML_TYPE_F32, n_y, n_rows);
     fill(residual);
-    theirs_ = ggml_new_graph_custom(g, nodes, false);
-    ours_ = ggml_new_graph_custom(g, nodes, false);
+    theirs_ = ggml_new_graph_custom(g, n_nodes, false);
+    ours_ = ggml_new_graph_custom(g, n_nodes, false);
     for (int i = 0; i < n_sets; ++i) add_set(c, type, x, residual);
-    n_macs_ = static_cast<double>(n_sets) * n_out * c.n_in * n_rows;
-    n_weight_bytes_ = static_cast<double>(n_sets) * w_bytes;
   }
 
-  double run_theirs(ggml_threadpool* pool, int n_threads) { return compute(theirs_, pool, n_threads); }
-  double run_ours(ggml_threadpool* pool, int n_threads) {
+  void time_theirs(ggml_threadpool* pool, int n_threads) { keep_best(best_theirs_, compute(theirs_, pool, n_threads)); }
+  void time_ours(ggml_threadpool* pool, int n_threads) {
     for (OurNode& node : nodes_) node.next_chunk.store(0, std::memory_order_relaxed);
-    return compute(ours_, pool, n_threads);
+    keep_best(best_ours_, compute(ours_, pool, n_threads));
   }
-  double n_macs() const { return n_macs_; }
-  double n_weight_bytes() const { return n_weight_bytes_; }
+  void forget_times() { best_theirs_ = best_ours_ = std::numeric_limits<double>::infinity(); }
+  double best_theirs() const { return best_theirs_; }
+  double best_ours() const { return best_ours_; }
 
  private:
+  static void keep_best(double& best, double seconds) { best = std::min(best, seconds); }
+
   static void fill(ggml_tensor* tensor) {
     static unsigned seed = 1;
     std::vector<float> row(static_cast<std::size_t>(tensor->ne[0]));
     for (std::int64_t r = 0; r < tensor->ne[1]; ++r) {
       for (float& v : row) v = static_cast<float>((seed = seed * 1664525u + 1013904223u) >> 8) / (1 << 24) - 0.5f;
-      auto* dst = static_cast<char*>(tensor->data) + r * tensor->nb[1];
+      auto* dst = static_cast<char*>(tensor->data) + static_cast<std::size_t>(r) * tensor->nb[1];
       ggml_quantize_chunk(tensor->type, row.data(), dst, 0, 1, tensor->ne[0], nullptr);
     }
   }
@@ -146,31 +151,48 @@ class Workload {
   ggml_cgraph* ours_ = nullptr;
   std::deque<OurNode> nodes_;
   std::vector<std::uint8_t> work_;
-  double n_macs_ = 0;
-  double n_weight_bytes_ = 0;
+  double best_theirs_ = 0;
+  double best_ours_ = 0;
 };
 
-void bench(const Case& c, ggml_type type, std::int64_t n_rows, std::size_t set_bytes, int n_rounds) {
-  std::size_t w_bytes = 0;
-  for (std::int64_t n : c.n_out) w_bytes += ggml_row_size(type, c.n_in) * static_cast<std::size_t>(n);
-  const int n_sets = static_cast<int>(std::max<std::size_t>(1, set_bytes / w_bytes));
-  Workload work(c, type, n_rows, n_sets);
+struct Run {
+  ggml_type type;
+  std::int64_t n_rows;
+  std::size_t cold_bytes;  // 0: hot
+  int n_rounds;
+  int only_threads;  // 0: 1 and 2
+};
+
+void bench(const Case& c, const Run& run) {
+  std::int64_t n_out = 0;
+  for (std::int64_t n : c.n_out) n_out += n;
+  const std::size_t w_bytes = ggml_row_size(run.type, c.n_in) * static_cast<std::size_t>(n_out);
+  const int n_sets = run.cold_bytes ? static_cast<int>(std::max<std::size_t>(1, (8u << 20) / w_bytes)) : 1;
+  const std::size_t n_groups = std::max<std::size_t>(1, run.cold_bytes / (w_bytes * static_cast<std::size_t>(n_sets)));
+  std::deque<Group> groups;
+  for (std::size_t i = 0; i < n_groups; ++i) groups.emplace_back(c, run.type, run.n_rows, n_sets);
   for (int n_threads : {1, 2}) {
-    const char* only = std::getenv("LINEAR_BENCH_THREADS");
-    if (only && std::atoi(only) != n_threads) continue;
+    if (run.only_threads && run.only_threads != n_threads) continue;
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     ggml_threadpool* pool = ggml_threadpool_new(&params);
-    double ours = std::numeric_limits<double>::infinity(), theirs = ours;
-    for (int i = 0; i < n_rounds; ++i) {
-      theirs = std::min(theirs, work.run_theirs(pool, n_threads));
-      ours = std::min(ours, work.run_ours(pool, n_threads));
+    for (Group& group : groups) group.forget_times();
+    for (int i = 0; i < run.n_rounds; ++i) {
+      for (Group& group : groups) group.time_theirs(pool, n_threads);
+      for (Group& group : groups) group.time_ours(pool, n_threads);
     }
     ggml_threadpool_free(pool);
+    double theirs = 0, ours = 0;
+    for (const Group& group : groups) {
+      theirs += group.best_theirs();
+      ours += group.best_ours();
+    }
+    const double n_total = static_cast<double>(n_groups) * n_sets;
+    const double gb = n_total * static_cast<double>(w_bytes) * 1e-9;
+    const double gmac = n_total * static_cast<double>(n_out * c.n_in * run.n_rows) * 1e-9;
     std::printf("%-10s %-5s %4lld %2d %4s | %9.1f %9.1f us | %6.1f %6.1f GB/s | %6.1f %6.1f GMAC/s | %.2f\n", c.name,
-                ggml_type_name(type), static_cast<long long>(n_rows), n_threads, n_sets == 1 ? "hot" : "cold",
-                theirs * 1e6 / n_sets, ours * 1e6 / n_sets, work.n_weight_bytes() / theirs * 1e-9,
-                work.n_weight_bytes() / ours * 1e-9, work.n_macs() / theirs * 1e-9, work.n_macs() / ours * 1e-9,
-                theirs / ours);
+                ggml_type_name(run.type), static_cast<long long>(run.n_rows), n_threads,
+                run.cold_bytes ? "cold" : "hot", theirs * 1e6 / n_total, ours * 1e6 / n_total, gb / theirs, gb / ours,
+                gmac / theirs, gmac / ours, theirs / ours);
     std::fflush(stdout);
   }
 }
@@ -182,18 +204,19 @@ int main(int argc, char** argv) {
   const int n_rounds = argc > 2 ? std::atoi(argv[2]) : 7;
   const std::string case_name = argc > 3 ? argv[3] : "all";
   const std::int64_t only_rows = argc > 4 ? std::atoi(argv[4]) : 0;
+  const int only_threads = argc > 5 ? std::atoi(argv[5]) : 0;
   ggml_cpu_init();
-  std::printf("case       type  rows thr  set |   ggml      ours         |  ggml   ours        |  ggml   ours          | ratio\n");
+  std::printf("case       type  rows thr  set |      ggml      ours    |   ggml   ours      |   ggml   ours        | ratio\n");
   for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32}) {
     if (type_name != "all" && type_name != ggml_type_name(type)) continue;
-    if (type_name == "all" && type == GGML_TYPE_F32) continue;
     for (const Case& c : kCases) {
       if (case_name != "all" && case_name != c.name) continue;
       for (std::int64_t n_rows : {1, 2, 4, 8, 16, 64, 512}) {
         if (only_rows && only_rows != n_rows) continue;
-        // Far more than the last-level cache where the weights' way from memory matters.
-        bench(c, type, n_rows, n_rows <= 16 ? 256u << 20 : n_rows <= 64 ? 64u << 20 : 4u << 20, n_rounds);
-        if (n_rows <= 16) bench(c, type, n_rows, 0, n_rounds * 20);
+        // Four times a large last-level cache where the way from memory is what is measured.
+        const std::size_t cold_bytes = n_rows <= 16 ? 128u << 20 : 0;
+        if (cold_bytes) bench(c, {type, n_rows, cold_bytes, n_rounds, only_threads});
+        bench(c, {type, n_rows, 0, n_rows <= 16 ? n_rounds * 10 : n_rounds, only_threads});
       }
     }
   }

@@ -36,7 +36,8 @@ static uint64_t read_all(const uint64_t* data, size_t n_words) {
 
 static void* run(void* argument) {
   struct job* job = argument;
-  for (size_t i = 0; i < job->n_words; i++) job->data[i] = i; /* first touch by the reading thread */
+  for (size_t i = 0; i < job->n_words; i++)
+    job->data[i] = i; /* first touch by the reading thread */
   for (int pass = 0; pass < job->n_passes; pass++) {
     pthread_barrier_wait(job->barrier);
     const double start = now();

@@ -40,10 +40,9 @@ def pinned(field: str) -> str:
 
 VERSION = pinned("version")
 SOURCE_PREFIX = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
-SOURCE_PARTS = frozenset(
-    ["CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include"]
-    + ["licenses", "scripts", "src", "tools", "vendor"]
-)
+SOURCE_FILES = ("CMakeLists.txt", "LICENSE")
+SOURCE_FOLDERS = ("cmake", "common", "ggml", "include", "licenses", "scripts", "src", "tools")
+SOURCE_PARTS = frozenset((*SOURCE_FILES, *SOURCE_FOLDERS, "vendor"))
 TOOLS = (
     "llama-bench",
     "llama-batched-bench",

@@ -15,11 +15,14 @@ namespace {
 
 constexpr std::int64_t kTilesPerChunk = 32;
 constexpr std::int64_t kIdsPerChunk = 32;
-constexpr std::int64_t kProbesPerTop = 3;     // bounds and logits do not rank alike: more probes than top_k find
-constexpr std::int64_t kSpareProbes = 8;      // a threshold nearer to the top_k-th logit
-constexpr std::int64_t kGroupsPerProbe = 4;   // keeps the number of tokens above the cut near the number of probes
+constexpr std::int64_t kProbesPerTop =
+    3;  // bounds and logits do not rank alike: more probes than top_k find
+constexpr std::int64_t kSpareProbes = 8;  // a threshold nearer to the top_k-th logit
+constexpr std::int64_t kGroupsPerProbe =
+    4;  // keeps the number of tokens above the cut near the number of probes
 constexpr std::int64_t kMinCandidates = 256;
-constexpr std::int64_t kCandidateShare = 4;   // beyond n_vocab / 4 the full product, read in order, is faster
+constexpr std::int64_t kCandidateShare =
+    4;  // beyond n_vocab / 4 the full product, read in order, is faster
 constexpr int kSpinsBeforeYield = 4096;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -42,7 +45,9 @@ struct RowChoice {
   std::vector<TokenId> forced;
 };
 
-std::int64_t max_candidates(std::int64_t n_vocab) { return std::max(kMinCandidates, n_vocab / kCandidateShare); }
+std::int64_t max_candidates(std::int64_t n_vocab) {
+  return std::max(kMinCandidates, n_vocab / kCandidateShare);
+}
 
 }  // namespace
 
@@ -50,14 +55,14 @@ class HeadWorkspace {
  public:
   std::vector<HeadRow> rows;
   std::int64_t n_rows = 0;
-  std::vector<ScanRow> scan;             // [n_rows]
-  std::vector<RowChoice> choice;         // [n_rows]
-  std::vector<float> upper;              // [n_tiles * kTileRows, n_rows]
-  std::vector<float> tile_max;           // [n_tiles, n_rows]
-  std::vector<std::int64_t> open;        // rows whose query the screen can answer
-  std::vector<const ScanRow*> open_scan; // [open]
-  std::vector<float*> open_upper;        // [open]
-  std::vector<float*> open_tile_max;     // [open]
+  std::vector<ScanRow> scan;              // [n_rows]
+  std::vector<RowChoice> choice;          // [n_rows]
+  std::vector<float> upper;               // [n_tiles * kTileRows, n_rows]
+  std::vector<float> tile_max;            // [n_tiles, n_rows]
+  std::vector<std::int64_t> open;         // rows whose query the screen can answer
+  std::vector<const ScanRow*> open_scan;  // [open]
+  std::vector<float*> open_upper;         // [open]
+  std::vector<float*> open_tile_max;      // [open]
 
   SpinLock begin;  // the first thread of a step lays the workspace out while the others wait
   std::atomic<std::int64_t> next_tile{0};
@@ -70,7 +75,8 @@ namespace {
 bool can_answer(const HeadQuery& query, std::int64_t n_vocab) {
   const bool ids_valid = std::all_of(query.forced.begin(), query.forced.end(),
                                      [&](TokenId id) { return id >= 0 && id < n_vocab; });
-  return !query.all && query.top_k <= max_candidates(n_vocab) && query.max_drop >= 0.0f && ids_valid;
+  return !query.all && query.top_k <= max_candidates(n_vocab) && query.max_drop >= 0.0f &&
+         ids_valid;
 }
 
 void begin_step(const CertifiedHeadArgs& args) {
@@ -85,7 +91,8 @@ void begin_step(const CertifiedHeadArgs& args) {
   }
   // Sizes only grow: a smaller step leaves the tail as it is.
   space.upper.resize(std::max(space.upper.size(), n_rows * static_cast<std::size_t>(stride)));
-  space.tile_max.resize(std::max(space.tile_max.size(), n_rows * static_cast<std::size_t>(screen.n_tiles)));
+  space.tile_max.resize(
+      std::max(space.tile_max.size(), n_rows * static_cast<std::size_t>(screen.n_tiles)));
   space.n_rows = args.n_rows;
   space.open.clear();
   space.open_scan.clear();
@@ -97,7 +104,8 @@ void begin_step(const CertifiedHeadArgs& args) {
     row.logits.clear();
     row.certified = false;
     if (!can_answer(args.queries[i], screen.n_vocab)) continue;
-    prepare_scan_row(*args.head, screen, args.x + i * screen.n_embd, rest_planes(args.n_rows), space.scan[i]);
+    prepare_scan_row(*args.head, screen, args.x + i * screen.n_embd, rest_planes(args.n_rows),
+                     space.scan[i]);
     if (!space.scan[i].bounded) continue;
     space.open.push_back(i);
     space.open_scan.push_back(&space.scan[i]);
@@ -114,7 +122,8 @@ void scan(const HeadScreen::Data& screen, HeadWorkspace& space) {
   for (std::int64_t first; (first = space.next_tile.fetch_add(kTilesPerChunk)) < screen.n_tiles;) {
     const std::int64_t end = std::min(first + kTilesPerChunk, screen.n_tiles);
     scan_tiles(screen, space.open_scan.data(), static_cast<int>(space.open.size()),
-               rest_planes(space.n_rows), first, end, space.open_upper.data(), space.open_tile_max.data());
+               rest_planes(space.n_rows), first, end, space.open_upper.data(),
+               space.open_tile_max.data());
     space.n_tiles_left.fetch_sub(end - first, std::memory_order_acq_rel);
   }
   for (int spins = 0; space.n_tiles_left.load(std::memory_order_acquire) > 0; ++spins) {
@@ -122,10 +131,11 @@ void scan(const HeadScreen::Data& screen, HeadWorkspace& space) {
   }
 }
 
-/// Visits the tokens whose upper bound is at least threshold, in ascending order, while visit returns true.
+/// Visits the tokens whose upper bound is at least threshold, in ascending order, while visit
+/// returns true.
 template <class Visit>
-void visit_above(const HeadScreen::Data& screen, const float* upper, const float* tile_max, float threshold,
-                 Visit visit) {
+void visit_above(const HeadScreen::Data& screen, const float* upper, const float* tile_max,
+                 float threshold, Visit visit) {
   for (std::int64_t tile = 0; tile < screen.n_tiles; ++tile) {
     if (tile_max[tile] < threshold) continue;
     const std::int64_t first = tile * kTileRows;
@@ -136,10 +146,10 @@ void visit_above(const HeadScreen::Data& screen, const float* upper, const float
   }
 }
 
-/// At least min(n, n_vocab) tokens with large upper bounds. Each group of tiles has one token that reaches the group's
-/// maximum, so the n-th largest maximum is a cut that n tokens pass.
-void choose_probes(const HeadScreen::Data& screen, const float* upper, const float* tile_max, std::int64_t n,
-                   RowChoice& choice) {
+/// At least min(n, n_vocab) tokens with large upper bounds. Each group of tiles has one token that
+/// reaches the group's maximum, so the n-th largest maximum is a cut that n tokens pass.
+void choose_probes(const HeadScreen::Data& screen, const float* upper, const float* tile_max,
+                   std::int64_t n, RowChoice& choice) {
   const std::int64_t group = std::max<std::int64_t>(1, screen.n_tiles / (kGroupsPerProbe * n));
   choice.group_max.clear();
   for (std::int64_t tile = 0; tile < screen.n_tiles; tile += group) {
@@ -163,10 +173,13 @@ void choose_probes(const HeadScreen::Data& screen, const float* upper, const flo
   choice.probes.resize(static_cast<std::size_t>(n));
 }
 
-/// A value that every token of the answer reaches: what some tokens exactly reach is below or at what the best reach.
+/// A value that every token of the answer reaches: what some tokens exactly reach is below or at
+/// what the best reach.
 float probe_threshold(const HeadQuery& query, std::vector<float>& logits) {
-  if (std::any_of(logits.begin(), logits.end(), [](float logit) { return std::isnan(logit); })) return -kInfinity;
-  const auto kth = std::clamp<std::int64_t>(query.top_k, 1, static_cast<std::int64_t>(logits.size())) - 1;
+  if (std::any_of(logits.begin(), logits.end(), [](float logit) { return std::isnan(logit); }))
+    return -kInfinity;
+  const auto kth =
+      std::clamp<std::int64_t>(query.top_k, 1, static_cast<std::int64_t>(logits.size())) - 1;
   std::nth_element(logits.begin(), logits.begin() + kth, logits.end(), std::greater<>());
   const float best = *std::max_element(logits.begin(), logits.end());
   const float lowest = std::nextafter(best - query.max_drop, -kInfinity);
@@ -192,8 +205,8 @@ void choose_candidates(const CertifiedHeadArgs& args, std::int64_t i) {
   RowChoice& choice = space.choice[i];
   HeadRow& row = space.rows[i];
 
-  const std::int64_t n_probes =
-      std::min<std::int64_t>(kProbesPerTop * std::max(query.top_k, 1) + kSpareProbes, screen.n_vocab);
+  const std::int64_t n_probes = std::min<std::int64_t>(
+      kProbesPerTop * std::max(query.top_k, 1) + kSpareProbes, screen.n_vocab);
   choose_probes(screen, upper, tile_max, n_probes, choice);
   choice.probe_logits.resize(choice.probes.size());
   product_logits(*args.head, space.scan[i].product, choice.probes, choice.probe_logits.data());
@@ -213,9 +226,13 @@ void choose_candidates(const CertifiedHeadArgs& args, std::int64_t i) {
 
 }  // namespace
 
-void HeadWorkspaceDeleter::operator()(HeadWorkspace* workspace) const { delete workspace; }
+void HeadWorkspaceDeleter::operator()(HeadWorkspace* workspace) const {
+  delete workspace;
+}
 
-HeadWorkspacePtr make_head_workspace() { return HeadWorkspacePtr(new HeadWorkspace); }
+HeadWorkspacePtr make_head_workspace() {
+  return HeadWorkspacePtr(new HeadWorkspace);
+}
 
 std::span<const HeadRow> head_rows(const HeadWorkspace& workspace) {
   return {workspace.rows.data(), static_cast<std::size_t>(workspace.n_rows)};

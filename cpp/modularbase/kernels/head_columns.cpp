@@ -8,7 +8,8 @@ namespace modularbase::kernels {
 namespace {
 
 constexpr std::int64_t kHotColumns = 64;
-constexpr std::int64_t kMinColumnsForHot = 256;  // below, 4-bit places would be too few to be worth two kinds
+constexpr std::int64_t kMinColumnsForHot =
+    256;  // below, 4-bit places would be too few to be worth two kinds
 constexpr std::int64_t kColumnSample = 4096;
 constexpr std::int64_t kCodebookSample = 512;
 constexpr int kBins = 1024;
@@ -25,7 +26,8 @@ std::vector<std::int32_t> ranked(const float* values, std::int64_t n) {
 }
 
 /// Alternately the column with the largest mean and the one with the largest gain.
-std::vector<std::int32_t> hot_columns(const std::vector<float>& mean, const float* gain, std::int64_t n_hot) {
+std::vector<std::int32_t> hot_columns(const std::vector<float>& mean, const float* gain,
+                                      std::int64_t n_hot) {
   const auto n = static_cast<std::int64_t>(mean.size());
   const std::vector<std::int32_t> by_mean = ranked(mean.data(), n);
   const std::vector<std::int32_t> by_gain = gain ? ranked(gain, n) : by_mean;
@@ -69,18 +71,22 @@ ColumnMoments column_moments(const HeadWeight& head) {
   });
   ColumnMoments moments{sum, square};
   for (std::size_t j = 0; j < n; ++j) {
-    const float mean = sum[j] / static_cast<float>(n_rows);
+    // Any mean and spread are correct; an overflowing or constant column needs ones that are
+    // finite.
+    const bool finite = std::isfinite(square[j]);
+    const float mean = finite ? sum[j] / static_cast<float>(n_rows) : 0.0f;
     const float spread = std::sqrt(square[j] / static_cast<float>(n_rows) - mean * mean);
-    moments.mean[j] = std::isfinite(mean) ? mean : 0.0f;
-    // Any spread is correct; a constant or overflowing column only needs one whose inverse is finite.
-    moments.spread[j] = spread > 1e-20f && spread < 1e20f ? spread : 1.0f;
+    moments.mean[j] = mean;
+    moments.spread[j] = finite && spread > 1e-18f ? spread : 1.0f;
   }
   return moments;
 }
 
 using Histogram = std::array<double, kBins>;
 
-float bin_centre(int bin) { return (static_cast<float>(bin) + 0.5f) * (2.0f * kBinRange / kBins) - kBinRange; }
+float bin_centre(int bin) {
+  return (static_cast<float>(bin) + 0.5f) * (2.0f * kBinRange / kBins) - kBinRange;
+}
 
 Histogram histogram_of_rows(const HeadWeight& head, const HeadColumns& columns) {
   Histogram histogram{};
@@ -102,7 +108,8 @@ Histogram histogram_of_rows(const HeadWeight& head, const HeadColumns& columns) 
 
 std::array<float, kLevels> lloyd(const Histogram& histogram) {
   std::array<float, kLevels> levels;
-  for (int k = 0; k < kLevels; ++k) levels[k] = (static_cast<float>(k) + 0.5f) * (5.5f / kLevels) - 2.75f;
+  for (int k = 0; k < kLevels; ++k)
+    levels[k] = (static_cast<float>(k) + 0.5f) * (5.5f / kLevels) - 2.75f;
   for (int step = 0; step < kLloydSteps; ++step) {
     std::array<double, kLevels> sum{}, count{};
     int k = 0;
@@ -128,7 +135,8 @@ HeadColumns choose_columns(const HeadWeight& head) {
   std::iota(columns.column.begin(), columns.column.end(), 0);
   for (std::int32_t hot : hot_columns(moments.mean, head.norm_gain, columns.n_hot)) {
     const auto place = std::find(columns.column.begin(), columns.column.end(), hot);
-    std::iter_swap(columns.column.begin() + static_cast<std::ptrdiff_t>(columns.swap.size()), place);
+    std::iter_swap(columns.column.begin() + static_cast<std::ptrdiff_t>(columns.swap.size()),
+                   place);
     columns.swap.push_back(static_cast<std::int32_t>(place - columns.column.begin()));
   }
   for (std::int32_t column : columns.column) {
@@ -145,9 +153,11 @@ Codebook fit_codebook(const HeadWeight& head, const HeadColumns& columns) {
   Codebook book;
   book.unit = largest / 127.0f;
   book.hot_step = kHotRange / largest;
-  for (int k = 0; k < kLevels; ++k) book.levels[k] = static_cast<std::int8_t>(std::lround(levels[k] / book.unit));
+  for (int k = 0; k < kLevels; ++k)
+    book.levels[k] = static_cast<std::int8_t>(std::lround(levels[k] / book.unit));
   for (int k = 0; k + 1 < kLevels; ++k) {
-    book.bounds[k] = static_cast<std::int8_t>(std::floor(0.5f * (book.levels[k] + book.levels[k + 1])));
+    book.bounds[k] =
+        static_cast<std::int8_t>(std::floor(0.5f * (book.levels[k] + book.levels[k + 1])));
   }
   return book;
 }

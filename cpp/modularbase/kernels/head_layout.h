@@ -10,7 +10,8 @@
 
 namespace modularbase::kernels {
 
-inline constexpr int kTileRows = 16;     // vocabulary rows whose codes are interleaved, one a 32-bit lane
+inline constexpr int kTileRows =
+    16;  // vocabulary rows whose codes are interleaved, one a 32-bit lane
 inline constexpr int kVectorBytes = 64;  // one load: 16 rows x 4 bytes
 inline constexpr int kLevels = 16;
 
@@ -18,14 +19,16 @@ struct FreeBytes {
   void operator()(std::uint8_t* bytes) const;
 };
 using ScreenBytes = std::unique_ptr<std::uint8_t[], FreeBytes>;
-/// Uninitialised and aligned to a cache line; large blocks ask for huge pages, which halves the time to build.
+/// Uninitialised and aligned to a cache line; large blocks ask for huge pages, which halves the
+/// time to build.
 ScreenBytes allocate_bytes(std::size_t n_bytes);
 
-/// How the columns of the head are ordered and scaled before its rows are coded. "Place" p holds column[p].
-/// Row i is  w_i[column[p]] = mean[p] + spread[p] * z_i[p]  and z is what is coded.
+/// How the columns of the head are ordered and scaled before its rows are coded. "Place" p holds
+/// column[p]. Row i is  w_i[column[p]] = mean[p] + spread[p] * z_i[p]  and z is what is coded.
 struct HeadColumns {
-  std::int64_t n_hot = 0;             // places 0..n_hot-1 get 8 bits, the rest 4; a multiple of 4
-  std::vector<std::int32_t> swap;     // [n_hot] place i was exchanged with place swap[i], in this order
+  std::int64_t n_hot = 0;  // places 0..n_hot-1 get 8 bits, the rest 4; a multiple of 4
+  std::vector<std::int32_t>
+      swap;  // [n_hot] place i was exchanged with place swap[i], in this order
   std::vector<std::int32_t> column;   // [n_embd] the result of the exchanges
   std::vector<float> mean;            // [n_embd]
   std::vector<float> spread;          // [n_embd]
@@ -49,12 +52,13 @@ struct HeadScreen::Data {
   std::int64_t n_rest = 0;  // without padding
   HeadColumns columns;
   Codebook codebook;
-  // A tile: n_hot / 4 vectors of 8-bit codes (+128), then vectors of 4-bit codes, 8 places a vector: of a row's
-  // four bytes the low nibbles are the first four places.
+  // A tile: n_hot / 4 vectors of 8-bit codes (+128), then vectors of 4-bit codes, 8 places a
+  // vector: of a row's four bytes the low nibbles are the first four places.
   ScreenBytes codes;
-  std::vector<float> scale;                  // [n_tiles * kTileRows]
-  std::vector<std::uint16_t> rest_residual;  // [n_tiles * kTileRows], norms of z - coded z; BF16, rounded up
-  std::vector<std::uint16_t> hot_residual;   // [n_tiles * kTileRows]
+  std::vector<float> scale;  // [n_tiles * kTileRows]
+  std::vector<std::uint16_t>
+      rest_residual;  // [n_tiles * kTileRows], norms of z - coded z; BF16, rounded up
+  std::vector<std::uint16_t> hot_residual;  // [n_tiles * kTileRows]
   // Maxima over the rows, for the error terms that are too small to be kept a row.
   float max_scale = 0.0f;
   float max_residual = 0.0f;

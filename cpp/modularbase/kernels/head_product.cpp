@@ -15,7 +15,8 @@ namespace {
 constexpr std::size_t kGatherBytes = std::size_t{32} << 10;
 constexpr std::size_t kMaxGatherRows = 32;
 
-constexpr std::size_t kRowsAhead = 4;  // rows lie far apart: without prefetching each would wait for memory
+constexpr std::size_t kRowsAhead =
+    4;  // rows lie far apart: without prefetching each would wait for memory
 
 // Layouts of ggml's two activation formats that it cannot turn back to floats itself.
 constexpr std::int64_t kQ8KBlock = 256;  // float d; int8 q[256]; int16 sums[16]
@@ -23,7 +24,9 @@ constexpr std::size_t kQ8KBytes = 4 + 256 + 32;
 constexpr std::int64_t kQ81Block = 32;  // half d; half sum; int8 q[32]
 constexpr std::size_t kQ81Bytes = 2 + 2 + 32;
 
-ggml_type packed_type(const HeadWeight& head) { return ggml_get_type_traits_cpu(head.type)->vec_dot_type; }
+ggml_type packed_type(const HeadWeight& head) {
+  return ggml_get_type_traits_cpu(head.type)->vec_dot_type;
+}
 
 void unpack_q8_k(const std::byte* packed, std::int64_t n, float* out) {
   for (; n > 0; n -= kQ8KBlock, packed += kQ8KBytes) {
@@ -45,10 +48,17 @@ void unpack_q8_1(const std::byte* packed, std::int64_t n, float* out) {
 
 void unpack(ggml_type type, const std::byte* packed, std::int64_t n, float* out) {
   switch (type) {
-    case GGML_TYPE_F32: std::memcpy(out, packed, static_cast<std::size_t>(n) * sizeof(float)); break;
-    case GGML_TYPE_Q8_K: unpack_q8_k(packed, n, out); break;
-    case GGML_TYPE_Q8_1: unpack_q8_1(packed, n, out); break;
-    default: ggml_get_type_traits(type)->to_float(packed, out, n);
+    case GGML_TYPE_F32:
+      std::memcpy(out, packed, static_cast<std::size_t>(n) * sizeof(float));
+      break;
+    case GGML_TYPE_Q8_K:
+      unpack_q8_k(packed, n, out);
+      break;
+    case GGML_TYPE_Q8_1:
+      unpack_q8_1(packed, n, out);
+      break;
+    default:
+      ggml_get_type_traits(type)->to_float(packed, out, n);
   }
 }
 
@@ -73,7 +83,8 @@ void prefetch_row(const char* row, std::size_t n_bytes) {
   for (std::size_t at = 0; at < n_bytes; at += kCacheLine) __builtin_prefetch(row + at);
 }
 
-void linear_rows(const HeadWeight& head, const float* x, const void* rows, std::int64_t n_rows, float* logits) {
+void linear_rows(const HeadWeight& head, const float* x, const void* rows, std::int64_t n_rows,
+                 float* logits) {
   const LinearWeight weight{head.type, rows, n_rows};
   std::atomic<int> next_chunk{0};
   linear({.weights = &weight,
@@ -94,14 +105,16 @@ bool head_product_supported(ggml_type type) {
   if (linear_supported(type)) return true;
   const ggml_type_traits_cpu* cpu = ggml_get_type_traits_cpu(type);
   if (!cpu->vec_dot || !ggml_get_type_traits(type)->to_float) return false;
-  const bool can_pack = cpu->vec_dot_type == GGML_TYPE_F32 || ggml_get_type_traits_cpu(cpu->vec_dot_type)->from_float;
+  const bool can_pack =
+      cpu->vec_dot_type == GGML_TYPE_F32 || ggml_get_type_traits_cpu(cpu->vec_dot_type)->from_float;
   return can_pack && can_unpack(cpu->vec_dot_type);
 }
 
 void prepare_product_input(const HeadWeight& head, const float* x, ProductInput& input) {
   input.x = x;
   input.multiplied.resize(static_cast<std::size_t>(head.n_embd));
-  if (linear_supported(head.type)) return linear_input(head.type, x, head.n_embd, input.multiplied.data());
+  if (linear_supported(head.type))
+    return linear_input(head.type, x, head.n_embd, input.multiplied.data());
   const ggml_type type = packed_type(head);
   input.packed.resize(ggml_row_size(type, head.n_embd));
   if (type == GGML_TYPE_F32) {
@@ -120,9 +133,12 @@ double product_error(const HeadWeight& head) {
   return 4.0 * order + block_sum;
 }
 
-void product_logits(const HeadWeight& head, const ProductInput& input, std::span<const TokenId> ids, float* logits) {
+void product_logits(const HeadWeight& head, const ProductInput& input, std::span<const TokenId> ids,
+                    float* logits) {
   const std::size_t row_bytes = ggml_row_size(head.type, head.n_embd);
-  const auto row = [&](std::size_t i) { return static_cast<const char*>(head.data) + row_bytes * ids[i]; };
+  const auto row = [&](std::size_t i) {
+    return static_cast<const char*>(head.data) + row_bytes * ids[i];
+  };
   const auto prefetch = [&](std::size_t i) {
     if (i < ids.size()) prefetch_row(row(i), row_bytes);
   };
@@ -144,7 +160,8 @@ void product_logits(const HeadWeight& head, const ProductInput& input, std::span
       prefetch(first + i + kRowsAhead);
       std::memcpy(gathered + i * row_bytes, row(first + i), row_bytes);
     }
-    linear_rows(head, input.x, n > 1 ? gathered : row(first), static_cast<std::int64_t>(n), logits + first);
+    linear_rows(head, input.x, n > 1 ? gathered : row(first), static_cast<std::int64_t>(n),
+                logits + first);
   }
 }
 

@@ -19,7 +19,8 @@ constexpr double kEps = 0x1p-24;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kMaxRowsWithTwoPlanes = 2;
 
-void to_fixed_point(const float* y, std::int64_t n, std::int64_t n_padded, int n_planes, FixedPoint& fixed) {
+void to_fixed_point(const float* y, std::int64_t n, std::int64_t n_padded, int n_planes,
+                    FixedPoint& fixed) {
   const int unit = n_planes == 2 ? 1 : 256;  // with one plane all numbers are multiples of 256
   const float limit = n_planes == 2 ? 127 * 256 + 127 : 127;
   for (auto& plane : fixed.planes) plane.assign(static_cast<std::size_t>(n_padded), 0);
@@ -50,8 +51,8 @@ std::int32_t four_bytes(const std::vector<std::int8_t>& plane, std::int64_t from
   return bytes;
 }
 
-void lay_out(const FixedPoint& fixed, std::int64_t n_groups, int n_planes, std::vector<std::int32_t>& out,
-             std::int32_t* offset) {
+void lay_out(const FixedPoint& fixed, std::int64_t n_groups, int n_planes,
+             std::vector<std::int32_t>& out, std::int32_t* offset) {
   out.clear();
   for (std::int64_t group = 0; group < n_groups; ++group) {
     for (int i = 0; i < n_planes; ++i) out.push_back(four_bytes(fixed.planes[i], 4 * group));
@@ -64,10 +65,13 @@ void lay_out(const FixedPoint& fixed, std::int64_t n_groups, int n_planes, std::
 }
 
 float to_float(double value) {
-  return std::abs(value) <= std::numeric_limits<float>::max() ? static_cast<float>(value) : kInfinity;
+  return std::abs(value) <= std::numeric_limits<float>::max() ? static_cast<float>(value)
+                                                              : kInfinity;
 }
 
-float round_up(double value) { return to_float(value * (1.0 + 1e-6)); }
+float round_up(double value) {
+  return to_float(value * (1.0 + 1e-6));
+}
 
 /// The four integer sums of a tile for one row: high and low plane of hot and rest places.
 struct TileSums {
@@ -84,8 +88,10 @@ __m512i level_table(const Codebook& book) {
 }
 
 template <int kRows, int kPlanes>
-void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const ScanRow* const* rows, TileSums* sums) {
-  __m512i hot[kRows][2], rest[kRows][2], rest_high[kRows][2];  // more sums than rows: the additions wait for each other
+void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const ScanRow* const* rows,
+              TileSums* sums) {
+  __m512i hot[kRows][2], rest[kRows][2],
+      rest_high[kRows][2];  // more sums than rows: the additions wait for each other
   const std::int32_t* x_hot[kRows];
   const std::int32_t* x_rest[kRows];
 #pragma GCC unroll 4
@@ -102,7 +108,8 @@ void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const S
     const __m512i w = _mm512_loadu_si512(codes);
 #pragma GCC unroll 4
     for (int j = 0; j < kRows; ++j) {
-      for (int i = 0; i < 2; ++i) hot[j][i] = _mm512_dpbusd_epi32(hot[j][i], w, _mm512_set1_epi32(x_hot[j][2 * v + i]));
+      for (int i = 0; i < 2; ++i)
+        hot[j][i] = _mm512_dpbusd_epi32(hot[j][i], w, _mm512_set1_epi32(x_hot[j][2 * v + i]));
     }
   }
   const __m512i nibble = _mm512_set1_epi8(15);
@@ -110,7 +117,8 @@ void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const S
   for (std::int64_t v = 0; v < screen.n_rest_vectors(); ++v, codes += kVectorBytes) {
     const __m512i packed = _mm512_loadu_si512(codes);
     const __m512i low = _mm512_shuffle_epi8(table, _mm512_and_si512(packed, nibble));
-    const __m512i high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble));
+    const __m512i high =
+        _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble));
 #pragma GCC unroll 4
     for (int j = 0; j < kRows; ++j) {
       for (int i = 0; i < kPlanes; ++i) {
@@ -130,14 +138,15 @@ void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const S
 #else
 /// sum[r] += the four unsigned bytes of lane r times the four signed bytes of x.
 void add_products(const std::uint8_t* bytes, std::int32_t x, std::int32_t* sum) {
-  const auto x_bytes = std::bit_cast<std::array<std::int8_t, 4>>(x);
+  const auto x_bytes = std::bit_cast<std::array<std::int8_t, 4> >(x);
   for (int r = 0; r < kTileRows; ++r) {
     for (int i = 0; i < 4; ++i) sum[r] += bytes[4 * r + i] * x_bytes[i];
   }
 }
 
 template <int kRows, int kPlanes>
-void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const ScanRow* const* rows, TileSums* sums) {
+void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const ScanRow* const* rows,
+              TileSums* sums) {
   for (int j = 0; j < kRows; ++j) {
     for (int i = 0; i < 2; ++i) {
       std::fill_n(sums[j].hot[i], kTileRows, rows[j]->hot_offset[i]);
@@ -166,23 +175,30 @@ void sum_tile(const HeadScreen::Data& screen, const std::uint8_t* codes, const S
 }
 #endif
 
-float from_bf16(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+float from_bf16(std::uint16_t bits) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
 
 /// Turns the sums of a tile into upper bounds; returns the largest of the n_valid first.
-float bound_tile(const HeadScreen::Data& screen, std::int64_t tile, const ScanRow& row, const TileSums& sums,
-                 int n_valid, float* upper) {
+float bound_tile(const HeadScreen::Data& screen, std::int64_t tile, const ScanRow& row,
+                 const TileSums& sums, int n_valid, float* upper) {
   const float* scale = screen.scale.data() + tile * kTileRows;
   const std::uint16_t* rest_residual = screen.rest_residual.data() + tile * kTileRows;
   const std::uint16_t* hot_residual = screen.hot_residual.data() + tile * kTileRows;
   for (int r = 0; r < kTileRows; ++r) {
-    const float hot = 256.0f * static_cast<float>(sums.hot[0][r]) + static_cast<float>(sums.hot[1][r]);
-    const float rest = 256.0f * static_cast<float>(sums.rest[0][r]) + static_cast<float>(sums.rest[1][r]);
+    const float hot =
+        256.0f * static_cast<float>(sums.hot[0][r]) + static_cast<float>(sums.hot[1][r]);
+    const float rest =
+        256.0f * static_cast<float>(sums.rest[0][r]) + static_cast<float>(sums.rest[1][r]);
     const float bound = row.base + scale[r] * (row.k_scale + row.k_hot * hot + row.k_rest * rest) +
-                        from_bf16(rest_residual[r]) * row.rest_norm + from_bf16(hot_residual[r]) * row.hot_norm;
-    upper[r] = bound <= kInfinity ? bound : kInfinity;  // a row that cannot be bounded is always kept
+                        from_bf16(rest_residual[r]) * row.rest_norm +
+                        from_bf16(hot_residual[r]) * row.hot_norm;
+    upper[r] =
+        bound <= kInfinity ? bound : kInfinity;  // a row that cannot be bounded is always kept
   }
   for (int r = n_valid; r < kTileRows; ++r) upper[r] = -kInfinity;
-  float largest[kTileRows / 2];  // halved until one is left: a chain of 16 would take longer than the sums
+  float largest[kTileRows /
+                2];  // halved until one is left: a chain of 16 would take longer than the sums
   for (int r = 0; r < kTileRows / 2; ++r) largest[r] = std::max(upper[r], upper[r + kTileRows / 2]);
   for (int n = kTileRows / 4; n > 0; n /= 2) {
     for (int r = 0; r < n; ++r) largest[r] = std::max(largest[r], largest[r + n]);
@@ -191,8 +207,8 @@ float bound_tile(const HeadScreen::Data& screen, std::int64_t tile, const ScanRo
 }
 
 template <int kRows, int kPlanes>
-void scan_rows(const HeadScreen::Data& screen, const ScanRow* const* rows, std::int64_t tile, float* const* upper,
-               float* const* tile_max) {
+void scan_rows(const HeadScreen::Data& screen, const ScanRow* const* rows, std::int64_t tile,
+               float* const* upper, float* const* tile_max) {
   TileSums sums[kRows];
   sum_tile<kRows, kPlanes>(screen, screen.codes.get() + tile * screen.tile_bytes(), rows, sums);
   const std::int64_t first = tile * kTileRows;
@@ -203,26 +219,35 @@ void scan_rows(const HeadScreen::Data& screen, const ScanRow* const* rows, std::
 }
 
 template <int kPlanes>
-void scan_all_rows(const HeadScreen::Data& screen, const ScanRow* const* rows, int n_rows, std::int64_t tile,
-                   float* const* upper, float* const* tile_max) {
+void scan_all_rows(const HeadScreen::Data& screen, const ScanRow* const* rows, int n_rows,
+                   std::int64_t tile, float* const* upper, float* const* tile_max) {
   int j = 0;
   for (; j + kMaxRowsAPass <= n_rows; j += kMaxRowsAPass) {
     scan_rows<kMaxRowsAPass, kPlanes>(screen, rows + j, tile, upper + j, tile_max + j);
   }
   switch (n_rows - j) {
-    case 3: scan_rows<3, kPlanes>(screen, rows + j, tile, upper + j, tile_max + j); break;
-    case 2: scan_rows<2, kPlanes>(screen, rows + j, tile, upper + j, tile_max + j); break;
-    case 1: scan_rows<1, kPlanes>(screen, rows + j, tile, upper + j, tile_max + j); break;
-    default: break;
+    case 3:
+      scan_rows<3, kPlanes>(screen, rows + j, tile, upper + j, tile_max + j);
+      break;
+    case 2:
+      scan_rows<2, kPlanes>(screen, rows + j, tile, upper + j, tile_max + j);
+      break;
+    case 1:
+      scan_rows<1, kPlanes>(screen, rows + j, tile, upper + j, tile_max + j);
+      break;
+    default:
+      break;
   }
 }
 
 }  // namespace
 
-int rest_planes(std::int64_t n_rows) { return n_rows <= kMaxRowsWithTwoPlanes ? 2 : 1; }
+int rest_planes(std::int64_t n_rows) {
+  return n_rows <= kMaxRowsWithTwoPlanes ? 2 : 1;
+}
 
-void prepare_scan_row(const HeadWeight& head, const HeadScreen::Data& screen, const float* x, int n_rest_planes,
-                      ScanRow& row) {
+void prepare_scan_row(const HeadWeight& head, const HeadScreen::Data& screen, const float* x,
+                      int n_rest_planes, ScanRow& row) {
   prepare_product_input(head, x, row.product);
   const HeadColumns& columns = screen.columns;
   std::vector<float>& y = row.y;
@@ -239,7 +264,8 @@ void prepare_scan_row(const HeadWeight& head, const HeadScreen::Data& screen, co
   FixedPoint& hot = row.hot_y;
   FixedPoint& rest = row.rest_y;
   to_fixed_point(y.data(), screen.n_hot, screen.n_hot, 2, hot);
-  to_fixed_point(y.data() + screen.n_hot, screen.n_rest, 8 * screen.n_rest_vectors(), n_rest_planes, rest);
+  to_fixed_point(y.data() + screen.n_hot, screen.n_rest, 8 * screen.n_rest_vectors(), n_rest_planes,
+                 rest);
   lay_out(hot, screen.n_hot_vectors(), 2, row.hot, row.hot_offset);
   lay_out(rest, 2 * screen.n_rest_vectors(), n_rest_planes, row.rest, row.rest_offset);
 
@@ -258,10 +284,12 @@ void prepare_scan_row(const HeadWeight& head, const HeadScreen::Data& screen, co
   row.bounded = std::isfinite(row.base + row.k_scale + row.rest_norm + row.hot_norm);
 }
 
-void scan_tiles(const HeadScreen::Data& screen, const ScanRow* const* rows, int n_rows, int n_rest_planes,
-                std::int64_t first, std::int64_t end, float* const* upper, float* const* tile_max) {
+void scan_tiles(const HeadScreen::Data& screen, const ScanRow* const* rows, int n_rows,
+                int n_rest_planes, std::int64_t first, std::int64_t end, float* const* upper,
+                float* const* tile_max) {
   const auto scan = n_rest_planes == 2 ? scan_all_rows<2> : scan_all_rows<1>;
-  for (std::int64_t tile = first; tile < end; ++tile) scan(screen, rows, n_rows, tile, upper, tile_max);
+  for (std::int64_t tile = first; tile < end; ++tile)
+    scan(screen, rows, n_rows, tile, upper, tile_max);
 }
 
 }  // namespace modularbase::kernels

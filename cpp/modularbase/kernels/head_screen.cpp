@@ -19,7 +19,7 @@
 namespace modularbase::kernels {
 namespace {
 
-constexpr float kEps = 0x1p-24f;          // a float operation's relative error
+constexpr float kEps = 0x1p-24f;  // a float operation's relative error
 constexpr float kUnbounded = std::numeric_limits<float>::infinity();
 constexpr float kSmallestNorm = 1e-18f;
 constexpr std::int64_t kMaxEmbd = 65536;  // 255 * 128 * n_embd stays below 2^31
@@ -58,9 +58,9 @@ float residual_norm(const float* z, const std::int8_t* code, float scale, std::s
   return std::sqrt(sum);
 }
 
-/// A residual norm rounded up for every operation it took, z's own rounding included: |z| <= residual + coded, and
-/// each z and each coded value is off by a few eps of itself. Squares below the smallest float vanish, hence the
-/// constant.
+/// A residual norm rounded up for every operation it took, z's own rounding included: |z| <=
+/// residual + coded, and each z and each coded value is off by a few eps of itself. Squares below
+/// the smallest float vanish, hence the constant.
 float with_rounding(float residual, float coded_norm, std::size_t n) {
   const float growth = 1.0f + static_cast<float>(n + 32) * kEps;
   return (residual + 16.0f * kEps * (residual + 2.0f * coded_norm)) * growth + kSmallestNorm;
@@ -82,7 +82,8 @@ class RowCoder {
       : data_(data),
         n_hot_(data.n_hot),
         n_rest_(data.n_rest),
-        n_padded_(static_cast<std::size_t>((data.n_rest + kCodeBlock - 1) / kCodeBlock * kCodeBlock)),
+        n_padded_(
+            static_cast<std::size_t>((data.n_rest + kCodeBlock - 1) / kCodeBlock * kCodeBlock)),
         row_((data.n_embd + kLanes - 1) / kLanes * kLanes),
         z_(n_hot_ + n_padded_),
         fine_(n_hot_ + n_padded_),
@@ -95,15 +96,17 @@ class RowCoder {
     RowBounds bounds;
     const float square = sum_squares(z_.data(), z_.size());  // padding is zero
     bounds.scale = std::sqrt(square / static_cast<float>(data_.n_embd)) * data_.codebook.unit;
-    if (!(bounds.scale < 1e18f)) bounds.scale = 0.0f;  // the residual then says that this row is not bounded
+    if (!(bounds.scale < 1e18f))
+      bounds.scale = 0.0f;  // the residual then says that this row is not bounded
     bounds.row_norm = std::sqrt(sum_squares(row_.data(), row_.size())) * (1.0f + 1e-4f);
     round_to_fine(bounds.scale);
     code_rest();
     const float hot_scale = bounds.scale * data_.codebook.hot_step;
     bounds.rest_norm = norm_of(level_.data(), n_padded_);
     bounds.hot_norm = norm_of(fine_.data(), n_hot_) * data_.codebook.hot_step * (1.0f + 1e-6f);
-    bounds.rest_residual = with_rounding(residual_norm(z_.data() + n_hot_, level_.data(), bounds.scale, n_padded_),
-                                         bounds.scale * bounds.rest_norm, n_padded_);
+    bounds.rest_residual =
+        with_rounding(residual_norm(z_.data() + n_hot_, level_.data(), bounds.scale, n_padded_),
+                      bounds.scale * bounds.rest_norm, n_padded_);
     bounds.hot_residual = with_rounding(residual_norm(z_.data(), fine_.data(), hot_scale, n_hot_),
                                         bounds.scale * bounds.hot_norm, n_hot_);
     if (!(bounds.row_norm < kUnbounded)) bounds.rest_residual = kUnbounded;
@@ -144,7 +147,8 @@ class RowCoder {
     }
   }
 
-  /// A code counts the bounds that its value exceeds. Blocks of constant size, so that they stay in registers.
+  /// A code counts the bounds that its value exceeds. Blocks of constant size, so that they stay in
+  /// registers.
   void code_rest() {
     for (std::size_t p = 0; p < n_padded_; p += kCodeBlock) {
       code_block(fine_.data() + n_hot_ + p, code_.data() + p, level_.data() + p);
@@ -161,7 +165,8 @@ class RowCoder {
     }
     for (int k = 0; k + 1 < kLevels; ++k) {
       const std::int8_t bound = data_.codebook.bounds[k];
-      const auto step = static_cast<std::int8_t>(data_.codebook.levels[k + 1] - data_.codebook.levels[k]);
+      const auto step =
+          static_cast<std::int8_t>(data_.codebook.levels[k + 1] - data_.codebook.levels[k]);
       for (int i = 0; i < kCodeBlock; ++i) {
         const auto above = static_cast<std::int8_t>(-(value[i] > bound));
         code[i] = static_cast<std::int8_t>(code[i] - above);
@@ -240,16 +245,20 @@ void code_rows(const HeadWeight& head, HeadScreen::Data& data, int n_threads) {
 
 }  // namespace
 
-void FreeBytes::operator()(std::uint8_t* bytes) const { std::free(bytes); }
+void FreeBytes::operator()(std::uint8_t* bytes) const {
+  std::free(bytes);
+}
 
 ScreenBytes allocate_bytes(std::size_t n_bytes) {
   constexpr std::size_t kHugePage = std::size_t{2} << 20;
   const std::size_t alignment = n_bytes >= kHugePage ? kHugePage : kVectorBytes;
-  const std::size_t rounded = (std::max<std::size_t>(n_bytes, 1) + alignment - 1) / alignment * alignment;
+  const std::size_t rounded =
+      (std::max<std::size_t>(n_bytes, 1) + alignment - 1) / alignment * alignment;
   void* bytes = std::aligned_alloc(alignment, rounded);
   if (!bytes) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  if (alignment == kHugePage) madvise(bytes, rounded, MADV_HUGEPAGE);  // a wish; nothing depends on it
+  if (alignment == kHugePage)
+    madvise(bytes, rounded, MADV_HUGEPAGE);  // a wish; nothing depends on it
 #endif
   return ScreenBytes(static_cast<std::uint8_t*>(bytes));
 }
@@ -258,10 +267,17 @@ void load_head_row(const HeadWeight& head, std::int64_t i, float* row) {
   const char* data = static_cast<const char*>(head.data) +
                      static_cast<std::size_t>(i) * ggml_row_size(head.type, head.n_embd);
   switch (head.type) {
-    case GGML_TYPE_F32: std::memcpy(row, data, static_cast<std::size_t>(head.n_embd) * sizeof(float)); break;
-    case GGML_TYPE_F16: ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(data), row, head.n_embd); break;
-    case GGML_TYPE_BF16: ggml_cpu_bf16_to_fp32(reinterpret_cast<const ggml_bf16_t*>(data), row, head.n_embd); break;
-    default: ggml_get_type_traits(head.type)->to_float(data, row, head.n_embd);
+    case GGML_TYPE_F32:
+      std::memcpy(row, data, static_cast<std::size_t>(head.n_embd) * sizeof(float));
+      break;
+    case GGML_TYPE_F16:
+      ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(data), row, head.n_embd);
+      break;
+    case GGML_TYPE_BF16:
+      ggml_cpu_bf16_to_fp32(reinterpret_cast<const ggml_bf16_t*>(data), row, head.n_embd);
+      break;
+    default:
+      ggml_get_type_traits(head.type)->to_float(data, row, head.n_embd);
   }
 }
 
@@ -275,7 +291,8 @@ std::size_t HeadScreen::n_bytes() const {
 }
 
 std::unique_ptr<HeadScreen> HeadScreen::build(const HeadWeight& head, int n_threads) {
-  if (!head_product_supported(head.type) || head.n_vocab < 1 || head.n_embd < 1 || head.n_embd > kMaxEmbd) {
+  if (!head_product_supported(head.type) || head.n_vocab < 1 || head.n_embd < 1 ||
+      head.n_embd > kMaxEmbd) {
     return nullptr;
   }
   ggml_cpu_init();  // fills the tables that ggml's conversions read

@@ -47,14 +47,16 @@ def download(url: str, target: Path, n_bytes: int, on_bytes: OnBytes) -> None:
     """
     if not url.startswith(("http://", "https://")):
         raise DownloadError(f"not an HTTP address: {url}")
-    n_fruitless = 0
-    while (n_before := _size(target)) != n_bytes:
+    n_fruitless, n_best = 0, _size(target)
+    while _size(target) != n_bytes:
         time.sleep(RETRY_WAIT_S * n_fruitless)
         trouble = _attempt(url, target, n_bytes, on_bytes)
         if _size(target) > n_bytes:
             target.unlink()
             raise DownloadError(f"the server sent more than the {n_bytes} bytes it announced")
-        n_fruitless = 0 if _size(target) > n_before else n_fruitless + 1
+        # Against the best so far: a server that ignores ranges starts over every time.
+        n_fruitless = 0 if _size(target) > n_best else n_fruitless + 1
+        n_best = max(n_best, _size(target))
         if n_fruitless >= _N_FRUITLESS_MAX:
             raise DownloadError(f"gave up after {n_fruitless} attempts: {trouble}")
 

@@ -43,8 +43,15 @@ def doctor(as_json: Json = False) -> None:
     }
     facts |= build_info()
     for package in _PACKAGES:
-        facts[package] = metadata.version(package)
+        facts[package] = _version(package)
     if as_json:
         print_json(facts)
     else:
         print_facts(facts, "modularbase")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

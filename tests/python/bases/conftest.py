@@ -43,6 +43,7 @@ def _extract_models(folder: Path) -> None:
                 target = folder / inside
                 target.parent.mkdir(exist_ok=True)
                 target.write_bytes(data.read())
+    archive.unlink()  # the script keeps it in the user's cache
     (folder / "complete").touch()
 
 

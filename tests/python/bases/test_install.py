@@ -122,6 +122,15 @@ def test_a_server_that_ignores_ranges(home: Path, hub: HubState) -> None:
     assert install.install("tiny").sha256 == SHA256
 
 
+def test_a_server_that_always_cuts_is_given_up(home: Path, hub: HubState) -> None:
+    hub.ignores_ranges = True
+    hub.cut_after, hub.n_cuts = 1_000_000, -1
+    with pytest.raises(InstallError, match="gave up after 5 attempts") as caught:
+        install.install("tiny")
+    assert caught.value.kind == "network" and len(hub.ranges) == 6
+    assert_nothing_installed(home)
+
+
 def test_a_wrong_digest_is_refused_and_forgotten(home: Path, hub: HubState) -> None:
     hub.sha256["maker/tiny-GGUF/tiny-q8_0.gguf"] = "0" * 64
     with pytest.raises(InstallError, match=SHA256) as caught:

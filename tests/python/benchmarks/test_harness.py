@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from benchmarks import byte_model, harness, machine, report
 from benchmarks.harness import Case, Spread
 from benchmarks.models import Geometry
@@ -32,7 +33,7 @@ def test_ratio_is_above_one_where_the_contender_is_better() -> None:
 
 @pytest.mark.parametrize("ours", [[1.0], [0.0, 1.0], [-1.0, 1.0]])
 def test_ratio_of_unequal_or_empty_measurements_is_an_error(ours: list[float]) -> None:
-    with pytest.raises(ValueError, match="expected|above zero"):
+    with pytest.raises(ValueError, match=r"expected|above zero"):
         harness.ratios([1.0, 1.0], ours, "higher")
 
 
@@ -166,7 +167,7 @@ def test_aggregate_rate_counts_from_the_first_token_to_the_last() -> None:
 
 def test_an_engine_clock_that_disagrees_with_the_callers_is_an_error() -> None:
     check_clock(105.0, 100.0)
-    with pytest.raises(RuntimeError, match="expected about 100.0 .* found 120.0"):
+    with pytest.raises(RuntimeError, match=r"expected about 100\.0 .* found 120\.0"):
         check_clock(120.0, 100.0)
 
 

@@ -1,0 +1,254 @@
+// Our attention against ggml's, with its flash attention and without: same numbers, same thread pool, interleaved, the
+// minimum of several rounds. The caches of many layers take turns, so that keys and values come from memory as they
+// do in a model. ggml's caches have the layout that llama.cpp gives them.
+// Usage: attention_bench [f16|bf16|all] [heads|all] [n_rounds] [case|all]
+#include <ggml-cpu.h>
+#include <ggml.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "modularbase/kernels/attention.h"
+#include "modularbase/kernels/attention_scratch.h"
+
+namespace {
+
+namespace kernels = modularbase::kernels;
+using kernels::kBlockTokens;
+
+struct Heads {
+  const char* name;
+  std::int64_t n_head;
+  std::int64_t n_head_kv;
+  std::int64_t head_dim;
+};
+const std::vector<Heads> kHeads = {
+    {"9/3x64", 9, 3, 64}, {"14/2x64", 14, 2, 64}, {"32/4x64", 32, 4, 64}, {"16/8x128", 16, 8, 128}};
+
+struct Case {
+  const char* name;
+  int n_sequences;
+  int n_rows;  // of each sequence
+  int pos0;
+};
+const std::vector<Case> kCases = {
+    {"decode_128", 1, 1, 127},       {"decode_512", 1, 1, 511},   {"decode_4096", 1, 1, 4095},
+    {"decode_8192", 1, 1, 8191},     {"decode_8x1024", 8, 1, 1023}, {"verify_4_at_4096", 1, 4, 4096},
+    {"verify_8_at_4096", 1, 8, 4096}, {"tail_16_at_4096", 1, 16, 4096}, {"prefill_512", 1, 512, 0},
+    {"prefill_512_at_4096", 1, 512, 4096}};
+
+constexpr std::size_t kColdBytes = 128u << 20;  // far more than the last-level cache
+
+struct ContextFree {
+  void operator()(ggml_context* context) const { ggml_free(context); }
+};
+using ContextPtr = std::unique_ptr<ggml_context, ContextFree>;
+
+std::int64_t n_positions(const Case& c) { return c.pos0 + c.n_rows; }
+std::int64_t n_blocks(const Case& c) {
+  return c.n_sequences * ((n_positions(c) + kBlockTokens - 1) / kBlockTokens);
+}
+
+struct OurNode {
+  kernels::AttentionArgs args{};
+  std::atomic<int> next_chunk{0};
+};
+
+void run_node(ggml_tensor* dst, int ith, int nth, void* userdata) {
+  auto* node = static_cast<OurNode*>(userdata);
+  kernels::AttentionArgs args = node->args;
+  args.out = static_cast<float*>(dst->data);
+  args.next_chunk = &node->next_chunk;
+  kernels::attention(args, ith, nth);
+}
+
+/// The caches of some layers in both layouts, and a graph for each contender that goes through all of them.
+class Workload {
+ public:
+  Workload(const Case& c, const Heads& heads, ggml_type type) : case_(c), heads_(heads), type_(type) {
+    const std::size_t cache_bytes =
+        static_cast<std::size_t>(2 * n_blocks(c) * kBlockTokens * heads.n_head_kv * heads.head_dim) * 2;
+    n_sets_ = c.n_rows <= 16 ? static_cast<int>(kColdBytes / cache_bytes) + 1 : 1;
+    const auto n_scores = static_cast<std::size_t>(n_positions(c) * c.n_rows * heads.n_head * c.n_sequences);
+    const std::size_t n_nodes = static_cast<std::size_t>(n_sets_) * 16;
+    context_.reset(ggml_init({n_sets_ * (3 * cache_bytes + 2 * n_scores * 4 + (1 << 18)) + (256u << 20) +
+                                  n_nodes * ggml_tensor_overhead(),
+                              nullptr, false}));
+    theirs_ = ggml_new_graph_custom(context_.get(), n_nodes, false);
+    theirs_plain_ = ggml_new_graph_custom(context_.get(), n_nodes, false);
+    ours_ = ggml_new_graph_custom(context_.get(), n_nodes, false);
+    make_batch();
+    for (int i = 0; i < n_sets_; ++i) add_layer();
+    scratch_.plan(batch_, heads.n_head, heads.n_head_kv, heads.head_dim);
+  }
+
+  double run_theirs(ggml_threadpool* pool, int n_threads) { return compute(theirs_, pool, n_threads); }
+  double run_theirs_plain(ggml_threadpool* pool, int n_threads) {
+    return compute(theirs_plain_, pool, n_threads);
+  }
+  double run_ours(ggml_threadpool* pool, int n_threads) {
+    for (OurNode& node : nodes_) node.next_chunk.store(0, std::memory_order_relaxed);
+    return compute(ours_, pool, n_threads);
+  }
+  /// Multiplications that causal attention needs, of a layer.
+  double n_macs() const {
+    const double n_pairs = case_.n_rows * (case_.pos0 + (case_.n_rows + 1) / 2.0) * case_.n_sequences;
+    return n_pairs * static_cast<double>(2 * heads_.n_head * heads_.head_dim);
+  }
+  /// K and V of the positions, of a layer.
+  double n_bytes() const {
+    return static_cast<double>(n_positions(case_) * case_.n_sequences * heads_.n_head_kv * heads_.head_dim) * 4;
+  }
+
+ private:
+  void make_batch() {
+    const int per_sequence = static_cast<int>(n_blocks(case_)) / case_.n_sequences;
+    table_.resize(static_cast<std::size_t>(n_blocks(case_)));
+    std::iota(table_.begin(), table_.end(), 0);
+    std::shuffle(table_.begin(), table_.end(), std::mt19937(1));
+    for (int s = 0; s < case_.n_sequences; ++s) {
+      spans_.push_back({s * case_.n_rows, case_.n_rows, case_.pos0, table_.data() + s * per_sequence});
+    }
+    batch_ = {spans_.data(), case_.n_sequences, case_.n_sequences * case_.n_rows, nullptr, nullptr};
+    const std::int64_t n_kv = n_positions(case_);
+    mask_ = ggml_new_tensor_4d(context_.get(), GGML_TYPE_F16, n_kv, case_.n_rows, 1, case_.n_sequences);
+    auto* at = static_cast<ggml_fp16_t*>(mask_->data);
+    for (std::int64_t i = 0; i < ggml_nelements(mask_); ++i) {
+      const std::int64_t row = i / n_kv % case_.n_rows;
+      at[i] = ggml_fp32_to_fp16(i % n_kv <= case_.pos0 + row ? 0.0f : -INFINITY);
+    }
+    qkv_ = filled(GGML_TYPE_F32, heads_.head_dim, heads_.n_head + 2 * heads_.n_head_kv, case_.n_rows,
+                  case_.n_sequences);
+  }
+
+  ggml_tensor* filled(ggml_type type, std::int64_t n0, std::int64_t n1, std::int64_t n2, std::int64_t n3) {
+    ggml_tensor* tensor = ggml_new_tensor_4d(context_.get(), type, n0, n1, n2, n3);
+    std::vector<float> row(4099);
+    for (float& v : row) v = static_cast<float>((seed_ = seed_ * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1.0f;
+    const std::size_t size = ggml_type_size(type);
+    std::vector<char> pattern(row.size() * size);
+    ggml_quantize_chunk(type, row.data(), pattern.data(), 0, 1, static_cast<std::int64_t>(row.size()), nullptr);
+    for (std::size_t at = 0, end = ggml_nbytes(tensor); at < end; at += pattern.size()) {
+      std::copy_n(pattern.data(), std::min(pattern.size(), end - at), static_cast<char*>(tensor->data) + at);
+    }
+    return tensor;
+  }
+
+  ggml_tensor* per_head(ggml_tensor* cache) const {  // [head_dim, n_kv, n_head_kv, n_sequences]
+    return ggml_permute(context_.get(), cache, 0, 2, 1, 3);
+  }
+
+  void add_layer() {
+    ggml_context* g = context_.get();
+    const std::int64_t n_kv = n_positions(case_);
+    const float scale = 1.0f / std::sqrt(static_cast<float>(heads_.head_dim));
+    ggml_tensor* q = ggml_permute(
+        g,
+        ggml_view_4d(g, qkv_, heads_.head_dim, heads_.n_head, case_.n_rows, case_.n_sequences, qkv_->nb[1],
+                     qkv_->nb[2], qkv_->nb[3], 0),
+        0, 2, 1, 3);
+    ggml_tensor* k = per_head(filled(type_, heads_.head_dim, heads_.n_head_kv, n_kv, case_.n_sequences));
+    ggml_tensor* v = per_head(filled(type_, heads_.head_dim, heads_.n_head_kv, n_kv, case_.n_sequences));
+    ggml_build_forward_expand(theirs_, ggml_flash_attn_ext(g, q, k, v, mask_, scale, 0.0f, 0.0f));
+
+    ggml_tensor* v_columns = filled(type_, n_kv, heads_.head_dim, heads_.n_head_kv, case_.n_sequences);
+    ggml_tensor* weights = ggml_soft_max_ext(g, ggml_mul_mat(g, k, q), mask_, scale, 0.0f);
+    ggml_tensor* o = ggml_mul_mat(g, v_columns, weights);
+    ggml_build_forward_expand(theirs_plain_, ggml_cont(g, ggml_permute(g, o, 0, 2, 1, 3)));
+
+    OurNode& node = nodes_.emplace_back();
+    ggml_tensor* k_pool = filled(type_, heads_.head_dim, kBlockTokens, heads_.n_head_kv, n_blocks(case_));
+    ggml_tensor* v_pool = filled(type_, heads_.head_dim, kBlockTokens, heads_.n_head_kv, n_blocks(case_));
+    node.args.batch = &batch_;
+    node.args.kv = {type_, k_pool->data, v_pool->data, heads_.n_head_kv, heads_.head_dim};
+    node.args.n_head = heads_.n_head;
+    node.args.qkv_stride = qkv_->ne[0] * qkv_->ne[1];
+    node.args.qkv = static_cast<const float*>(qkv_->data);
+    node.args.scale = scale;
+    node.args.scratch = &scratch_;
+    ggml_tensor* out = ggml_custom_4d(g, GGML_TYPE_F32, heads_.n_head * heads_.head_dim, batch_.n_rows, 1, 1, &qkv_,
+                                      1, run_node, GGML_N_TASKS_MAX, &node);
+    ggml_build_forward_expand(ours_, out);
+  }
+
+  /// Seconds of a layer.
+  double compute(ggml_cgraph* graph, ggml_threadpool* pool, int n_threads) {
+    ggml_cplan plan = ggml_graph_plan(graph, n_threads, pool);
+    work_.resize(plan.work_size);
+    plan.work_data = work_.data();
+    const auto begin = std::chrono::steady_clock::now();
+    ggml_graph_compute(graph, &plan);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / n_sets_;
+  }
+
+  Case case_;
+  Heads heads_;
+  ggml_type type_;
+  int n_sets_;
+  unsigned seed_ = 1;
+  ContextPtr context_;
+  std::vector<std::int32_t> table_;
+  std::vector<kernels::AttentionSpan> spans_;
+  kernels::AttentionBatch batch_{};
+  kernels::AttentionScratch scratch_;
+  ggml_tensor* mask_ = nullptr;
+  ggml_tensor* qkv_ = nullptr;
+  ggml_cgraph* theirs_ = nullptr;
+  ggml_cgraph* theirs_plain_ = nullptr;
+  ggml_cgraph* ours_ = nullptr;
+  std::deque<OurNode> nodes_;
+  std::vector<std::uint8_t> work_;
+};
+
+void bench(const Case& c, const Heads& heads, ggml_type type, int n_rounds) {
+  Workload work(c, heads, type);
+  for (int n_threads : {1, 2}) {
+    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    ggml_threadpool* pool = ggml_threadpool_new(&params);
+    double flash = std::numeric_limits<double>::infinity();
+    double plain = flash;
+    double ours = flash;
+    for (int i = 0; i < n_rounds; ++i) {
+      flash = std::min(flash, work.run_theirs(pool, n_threads));
+      plain = std::min(plain, work.run_theirs_plain(pool, n_threads));
+      ours = std::min(ours, work.run_ours(pool, n_threads));
+    }
+    ggml_threadpool_free(pool);
+    std::printf("| %s | %s | %s | %d | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f |\n", c.name, heads.name,
+                ggml_type_name(type), n_threads, flash * 1e6, plain * 1e6, ours * 1e6, work.n_bytes() / ours * 1e-9,
+                work.n_macs() / ours * 1e-9, flash / ours, std::min(flash, plain) / ours);
+    std::fflush(stdout);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string type_name = argc > 1 ? argv[1] : "f16";
+  const std::string heads_name = argc > 2 ? argv[2] : "9/3x64";
+  const int n_rounds = argc > 3 ? std::atoi(argv[3]) : 7;
+  const std::string case_name = argc > 4 ? argv[4] : "all";
+  ggml_cpu_init();
+  std::printf("| case | heads | type | threads | flash us | plain us | ours us | GB/s | GMAC/s | x flash | x best |\n");
+  std::printf("|---|---|---|---|---|---|---|---|---|---|---|\n");
+  for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16}) {
+    if (type_name != "all" && type_name != ggml_type_name(type)) continue;
+    for (const Heads& heads : kHeads) {
+      if (heads_name != "all" && heads_name != heads.name) continue;
+      for (const Case& c : kCases) {
+        if (case_name == "all" || std::string(c.name).find(case_name) == 0) bench(c, heads, type, n_rounds);
+      }
+    }
+  }
+}
