@@ -14,6 +14,7 @@ from benchmarks import (
     load,
     machine,
     models,
+    ours,
     prefill,
     prefix_ttft,
     report,
@@ -95,13 +96,21 @@ def main(arguments: list[str]) -> int:
         files = models.ensure_models(tools)
         peer = LlamaCpp(tools, chosen.threads)
         settings = Settings(files, peer, chosen.threads, chosen.quick)
-        documents = [run_suite(SUITES[name], settings, chosen) for name in chosen.only]
-    except (build.PeerBuildError, models.ModelFileError, PeerRunError) as error:
+    except (build.PeerBuildError, models.ModelFileError) as error:
         say(f"error: {error}")
         return 1
+    documents, failed = [], []
+    for name in chosen.only:  # one that fails does not cost the hour that the others take
+        try:
+            documents.append(run_suite(SUITES[name], settings, chosen))
+        except (PeerRunError, ours.MeasurementError) as error:
+            failed.append(name)
+            say(f"error: {name}: {error}")
     if chosen.json:
         print(json.dumps(documents, indent=2))
-    return 0
+    if failed:
+        say(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

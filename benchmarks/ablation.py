@@ -42,7 +42,7 @@ def _batch(session: ours.Session) -> float:
 def cases(settings: Settings) -> Iterator[Case]:
     """Yields one case a workload and mechanism; the ratio is what the mechanism gives."""
     deep = 1024 if settings.quick else DEEP
-    seeds = itertools.count(1)
+    seeds = itertools.count(10_000)  # apart from the batches' prompts
     workloads: dict[str, tuple[Callable[[ours.Session], float], tuple[str, ...]]] = {
         "decode depth 0": (partial(_decode, depth=0), ("head=full", "linear=reference")),
         f"decode depth {deep}": (partial(_decode, depth=deep), ("attention=reference",)),

@@ -21,6 +21,10 @@ DEFAULT_BASE = "smollm2-135m"
 CLOCK_TOLERANCE = 0.10
 
 
+class MeasurementError(RuntimeError):
+    """A measurement of ModularBase did not measure what it should have."""
+
+
 def random_tokens(n_tokens: int, seed: int) -> list[int]:
     """Returns token ids as llama-bench's prompts have them: uniform, no text."""
     draw = random.Random(seed)
@@ -67,10 +71,10 @@ def check_clock(decode_tps: float, wall_tps: float) -> None:
     """Compares the engine's decode rate with the caller's clock.
 
     Raises:
-        RuntimeError: They differ by more than the tolerance, so one of them is wrong.
+        MeasurementError: They differ by more than the tolerance, so one of them is wrong.
     """
     if abs(decode_tps - wall_tps) > CLOCK_TOLERANCE * wall_tps:
-        raise RuntimeError(
+        raise MeasurementError(
             f"decode_tps: expected about {wall_tps:.1f} by the caller's clock, "
             f"found {decode_tps:.1f}"
         )
@@ -129,7 +133,7 @@ class Session:
         """Returns the rate at which a prompt that is not cached is processed."""
         result = self.generate(prompt, 1)
         if result.n_cached:
-            raise RuntimeError(f"prefill: expected no cached tokens, found {result.n_cached}")
+            raise MeasurementError(f"prefill: expected no cached tokens, found {result.n_cached}")
         return result.prefill_tps
 
     def together(self, prompts: Sequence[Sequence[int]], n_gen: int) -> tuple[list[Span], float]:

@@ -49,7 +49,9 @@ def _ours(session: ours.Session, prompts: Prompts, prefix: list[int]) -> float:
     for _ in range(N_REPEATS):
         result = session.generate(prompts(), 2)
         if result.n_cached < LEAST_CACHED:
-            raise RuntimeError(f"prefix: only {result.n_cached} tokens came from the cache")
+            raise ours.MeasurementError(
+                f"prefix: only {result.n_cached} tokens came from the cache"
+            )
         values.append(result.ttft_ms)
     return statistics.median(values)
 

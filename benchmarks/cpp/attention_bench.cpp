@@ -1,16 +1,17 @@
-// Our attention against ggml's, with its flash attention and without: same numbers, same thread pool, interleaved, the
-// minimum of several rounds. The caches of many layers take turns, so that keys and values come from memory as they
-// do in a model. ggml's caches have the layout that llama.cpp gives them.
+// Our attention against ggml's, with its flash attention and without: same shapes, same thread pool, interleaved. The
+// caches of many layers take turns, so that keys and values come from memory as they do in a model; the fastest layer
+// of all rounds counts. One thread is timed by its own CPU clock, more by the wall's. ggml's caches have the layout
+// that llama.cpp gives them.
 // Usage: attention_bench [f16|bf16|all] [heads|all] [n_rounds] [case|all]
 #include <ggml-cpu.h>
 #include <ggml.h>
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <deque>
 #include <limits>
 #include <memory>
@@ -48,7 +49,8 @@ const std::vector<Case> kCases = {
     {"verify_8_at_4096", 1, 8, 4096}, {"tail_16_at_4096", 1, 16, 4096}, {"prefill_512", 1, 512, 0},
     {"prefill_512_at_4096", 1, 512, 4096}};
 
-constexpr std::size_t kColdBytes = 128u << 20;  // far more than the last-level cache
+constexpr std::size_t kColdBytes = 128u << 20;   // far more than the last-level cache
+constexpr std::size_t kGraphBytes = 1536u << 10;  // one timing: long enough to hide the start of the pool
 
 struct ContextFree {
   void operator()(ggml_context* context) const { ggml_free(context); }
@@ -73,33 +75,45 @@ void run_node(ggml_tensor* dst, int ith, int nth, void* userdata) {
   kernels::attention(args, ith, nth);
 }
 
-/// The caches of some layers in both layouts, and a graph for each contender that goes through all of them.
+/// Some layers, one graph for each contender.
+struct Graphs {
+  ggml_cgraph* flash;
+  ggml_cgraph* plain;
+  ggml_cgraph* ours;
+};
+
+struct Best {
+  double flash = std::numeric_limits<double>::infinity();  // seconds of a layer
+  double plain = flash;
+  double ours = flash;
+};
+
+/// The caches of some layers in both layouts.
 class Workload {
  public:
   Workload(const Case& c, const Heads& heads, ggml_type type) : case_(c), heads_(heads), type_(type) {
     const std::size_t cache_bytes =
         static_cast<std::size_t>(2 * n_blocks(c) * kBlockTokens * heads.n_head_kv * heads.head_dim) * 2;
-    n_sets_ = c.n_rows <= 16 ? static_cast<int>(kColdBytes / cache_bytes) + 1 : 1;
+    const bool is_short = c.n_rows <= 16;
+    n_layers_ = is_short ? static_cast<int>(kGraphBytes / cache_bytes) + 1 : 1;
+    const int n_graphs = is_short ? static_cast<int>(kColdBytes / cache_bytes) / n_layers_ + 1 : 1;
     const auto n_scores = static_cast<std::size_t>(n_positions(c) * c.n_rows * heads.n_head * c.n_sequences);
-    const std::size_t n_nodes = static_cast<std::size_t>(n_sets_) * 16;
-    context_.reset(ggml_init({n_sets_ * (3 * cache_bytes + 2 * n_scores * 4 + (1 << 18)) + (256u << 20) +
-                                  n_nodes * ggml_tensor_overhead(),
-                              nullptr, false}));
-    theirs_ = ggml_new_graph_custom(context_.get(), n_nodes, false);
-    theirs_plain_ = ggml_new_graph_custom(context_.get(), n_nodes, false);
-    ours_ = ggml_new_graph_custom(context_.get(), n_nodes, false);
+    const std::size_t n_nodes = static_cast<std::size_t>(n_layers_) * 16;
+    const std::size_t n_bytes = n_layers_ * (3 * cache_bytes + 2 * n_scores * 4 + (1 << 18)) +
+                                n_nodes * ggml_tensor_overhead() + 3 * ggml_graph_overhead_custom(n_nodes, false);
+    context_.reset(ggml_init({n_graphs * n_bytes + (64u << 20), nullptr, false}));
     make_batch();
-    for (int i = 0; i < n_sets_; ++i) add_layer();
+    for (int i = 0; i < n_graphs; ++i) add_graphs(n_nodes);
     scratch_.plan(batch_, heads.n_head, heads.n_head_kv, heads.head_dim);
   }
 
-  double run_theirs(ggml_threadpool* pool, int n_threads) { return compute(theirs_, pool, n_threads); }
-  double run_theirs_plain(ggml_threadpool* pool, int n_threads) {
-    return compute(theirs_plain_, pool, n_threads);
-  }
-  double run_ours(ggml_threadpool* pool, int n_threads) {
-    for (OurNode& node : nodes_) node.next_chunk.store(0, std::memory_order_relaxed);
-    return compute(ours_, pool, n_threads);
+  void run(ggml_threadpool* pool, int n_threads, Best& best) {
+    for (const Graphs& graphs : graphs_) {
+      best.flash = std::min(best.flash, compute(graphs.flash, pool, n_threads));
+      best.plain = std::min(best.plain, compute(graphs.plain, pool, n_threads));
+      for (OurNode& node : nodes_) node.next_chunk.store(0, std::memory_order_relaxed);
+      best.ours = std::min(best.ours, compute(graphs.ours, pool, n_threads));
+    }
   }
   /// Multiplications that causal attention needs, of a layer.
   double n_macs() const {
@@ -149,7 +163,13 @@ class Workload {
     return ggml_permute(context_.get(), cache, 0, 2, 1, 3);
   }
 
-  void add_layer() {
+  void add_graphs(std::size_t n_nodes) {
+    const auto make = [&] { return ggml_new_graph_custom(context_.get(), n_nodes, false); };
+    graphs_.push_back({make(), make(), make()});
+    for (int i = 0; i < n_layers_; ++i) add_layer(graphs_.back());
+  }
+
+  void add_layer(const Graphs& graphs) {
     ggml_context* g = context_.get();
     const std::int64_t n_kv = n_positions(case_);
     const float scale = 1.0f / std::sqrt(static_cast<float>(heads_.head_dim));
@@ -160,12 +180,12 @@ class Workload {
         0, 2, 1, 3);
     ggml_tensor* k = per_head(filled(type_, heads_.head_dim, heads_.n_head_kv, n_kv, case_.n_sequences));
     ggml_tensor* v = per_head(filled(type_, heads_.head_dim, heads_.n_head_kv, n_kv, case_.n_sequences));
-    ggml_build_forward_expand(theirs_, ggml_flash_attn_ext(g, q, k, v, mask_, scale, 0.0f, 0.0f));
+    ggml_build_forward_expand(graphs.flash, ggml_flash_attn_ext(g, q, k, v, mask_, scale, 0.0f, 0.0f));
 
     ggml_tensor* v_columns = filled(type_, n_kv, heads_.head_dim, heads_.n_head_kv, case_.n_sequences);
     ggml_tensor* weights = ggml_soft_max_ext(g, ggml_mul_mat(g, k, q), mask_, scale, 0.0f);
     ggml_tensor* o = ggml_mul_mat(g, v_columns, weights);
-    ggml_build_forward_expand(theirs_plain_, ggml_cont(g, ggml_permute(g, o, 0, 2, 1, 3)));
+    ggml_build_forward_expand(graphs.plain, ggml_cont(g, ggml_permute(g, o, 0, 2, 1, 3)));
 
     OurNode& node = nodes_.emplace_back();
     ggml_tensor* k_pool = filled(type_, heads_.head_dim, kBlockTokens, heads_.n_head_kv, n_blocks(case_));
@@ -179,7 +199,7 @@ class Workload {
     node.args.scratch = &scratch_;
     ggml_tensor* out = ggml_custom_4d(g, GGML_TYPE_F32, heads_.n_head * heads_.head_dim, batch_.n_rows, 1, 1, &qkv_,
                                       1, run_node, GGML_N_TASKS_MAX, &node);
-    ggml_build_forward_expand(ours_, out);
+    ggml_build_forward_expand(graphs.ours, out);
   }
 
   /// Seconds of a layer.
@@ -187,15 +207,21 @@ class Workload {
     ggml_cplan plan = ggml_graph_plan(graph, n_threads, pool);
     work_.resize(plan.work_size);
     plan.work_data = work_.data();
-    const auto begin = std::chrono::steady_clock::now();
+    const double begin = seconds(n_threads);
     ggml_graph_compute(graph, &plan);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / n_sets_;
+    return (seconds(n_threads) - begin) / n_layers_;
+  }
+
+  static double seconds(int n_threads) {
+    timespec now{};
+    clock_gettime(n_threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
   }
 
   Case case_;
   Heads heads_;
   ggml_type type_;
-  int n_sets_;
+  int n_layers_;  // of one graph
   unsigned seed_ = 1;
   ContextPtr context_;
   std::vector<std::int32_t> table_;
@@ -204,9 +230,7 @@ class Workload {
   kernels::AttentionScratch scratch_;
   ggml_tensor* mask_ = nullptr;
   ggml_tensor* qkv_ = nullptr;
-  ggml_cgraph* theirs_ = nullptr;
-  ggml_cgraph* theirs_plain_ = nullptr;
-  ggml_cgraph* ours_ = nullptr;
+  std::vector<Graphs> graphs_;
   std::deque<OurNode> nodes_;
   std::vector<std::uint8_t> work_;
 };
@@ -216,18 +240,13 @@ void bench(const Case& c, const Heads& heads, ggml_type type, int n_rounds) {
   for (int n_threads : {1, 2}) {
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     ggml_threadpool* pool = ggml_threadpool_new(&params);
-    double flash = std::numeric_limits<double>::infinity();
-    double plain = flash;
-    double ours = flash;
-    for (int i = 0; i < n_rounds; ++i) {
-      flash = std::min(flash, work.run_theirs(pool, n_threads));
-      plain = std::min(plain, work.run_theirs_plain(pool, n_threads));
-      ours = std::min(ours, work.run_ours(pool, n_threads));
-    }
+    Best best;
+    for (int i = 0; i < n_rounds; ++i) work.run(pool, n_threads, best);
     ggml_threadpool_free(pool);
     std::printf("| %s | %s | %s | %d | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f |\n", c.name, heads.name,
-                ggml_type_name(type), n_threads, flash * 1e6, plain * 1e6, ours * 1e6, work.n_bytes() / ours * 1e-9,
-                work.n_macs() / ours * 1e-9, flash / ours, std::min(flash, plain) / ours);
+                ggml_type_name(type), n_threads, best.flash * 1e6, best.plain * 1e6, best.ours * 1e6,
+                work.n_bytes() / best.ours * 1e-9, work.n_macs() / best.ours * 1e-9, best.flash / best.ours,
+                std::min(best.flash, best.plain) / best.ours);
     std::fflush(stdout);
   }
 }

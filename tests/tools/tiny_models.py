@@ -57,7 +57,13 @@ class TinyModel:
 
 
 def make_tiny_model(
-    family: str, path: Path, *, dtype: str = "f32", tied: bool = False, seed: int = 0
+    family: str,
+    path: Path,
+    *,
+    dtype: str = "f32",
+    tied: bool = False,
+    head_dim: int | None = None,
+    seed: int = 0,
 ) -> TinyModel:
     """Makes a random model of a family and writes it to `path`.
 
@@ -66,10 +72,12 @@ def make_tiny_model(
         path: Where the GGUF file goes.
         dtype: Type of the matrices in the file; the reference gets the same rounded values.
         tied: Whether the head is the embedding.
+        head_dim: Of the attention; only qwen3 may have another than n_embd / n_head.
         seed: Of the weights.
     """
     torch.manual_seed(seed)
-    head_dim = 24 if family == "qwen3" else N_EMBD // N_HEAD
+    if head_dim is None:
+        head_dim = 32 if family == "qwen3" else N_EMBD // N_HEAD
     model = _reference(family, head_dim, tied)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

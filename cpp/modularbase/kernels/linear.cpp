@@ -20,6 +20,9 @@ constexpr int kTileW = 4, kTileX = 3;  // 12 of 16
 constexpr int kTileW = 4, kTileX = 2;
 #endif
 
+constexpr int kSums = kTileW * kTileX;
+constexpr int kFewRows = kSums / 3;  // so many rows of x are one panel: weights are read once, from memory
+
 /// Memory of one thread that only grows: nothing is allocated once the largest step has been seen.
 class Scratch {
  public:
@@ -83,7 +86,7 @@ class PackedX {
     if (begin == begin_) return;
     begin_ = begin;
     n_rows_ = end - begin;
-    n_panels_ = (n_rows_ + kTileX - 1) / kTileX;
+    n_panels_ = n_rows_ <= kFewRows ? 1 : (n_rows_ + kTileX - 1) / kTileX;
     for (std::int64_t p = 0; p < n_panels_; ++p) {
       for (int j = 0; j < rows(p); ++j) pack_row(x + (begin + first_row(p) + j) * n_in_, p, j);
     }
@@ -110,12 +113,30 @@ class PackedX {
   std::int64_t n_panels_ = 0;
 };
 
-template <class T, int kXRows>
-void tile(bool prefetch, const typename T::Elem* w, int n_w, const typename T::XElem* x, std::int64_t n_in, float* out) {
-  if (prefetch) {
-    dot_tile<T, kTileW, kXRows, true>(w, n_w, x, n_in, out, kColumnBlock);
-  } else {
-    dot_tile<T, kTileW, kXRows, false>(w, n_w, x, n_in, out, kColumnBlock);
+/// sums [kColumnBlock, kXRows] = columns [begin, end) of W x for one panel, each weight read once.
+template <class T, int kWRows, int kXRows, bool kPrefetch>
+void multiply_panel(const typename T::Elem* w, std::int64_t n_cols, const typename T::XElem* x, std::int64_t n_in,
+                    float* sums) {
+  for (std::int64_t col = 0; col < n_cols; col += kWRows) {
+    const int n_w = static_cast<int>(std::min<std::int64_t>(kWRows, n_cols - col));
+    dot_tile<T, kWRows, kXRows, kPrefetch>(w + col * n_in, n_w, x, n_in, sums + col, kColumnBlock);
+  }
+}
+
+/// The whole product of a few rows of x: shapes whose sums fill the registers.
+template <class T>
+void multiply_few(const typename T::Elem* w, std::int64_t n_cols, const PackedX<T>& x, std::int64_t n_in, float* sums) {
+  const auto* panel = x.panel(0);
+  switch (x.rows(0)) {
+    case 1: return dot_rows<T>(w, static_cast<int>(n_cols), panel, n_in, sums);
+    case 2: return multiply_panel<T, kTileW, 2, true>(w, n_cols, panel, n_in, sums);
+    case 3: return multiply_panel<T, kTileW, 3, true>(w, n_cols, panel, n_in, sums);
+    case 4: return multiply_panel<T, kSums / 4, 4, true>(w, n_cols, panel, n_in, sums);
+    case 5: return multiply_panel<T, kSums / 5, 5, true>(w, n_cols, panel, n_in, sums);
+    case 6: return multiply_panel<T, kSums / 6, 6, true>(w, n_cols, panel, n_in, sums);
+    case 7: return multiply_panel<T, kSums / 7, 7, true>(w, n_cols, panel, n_in, sums);
+    default:
+      if constexpr (kFewRows == 8) multiply_panel<T, kSums / 8, 8, true>(w, n_cols, panel, n_in, sums);
   }
 }
 
@@ -123,16 +144,20 @@ void tile(bool prefetch, const typename T::Elem* w, int n_w, const typename T::X
 template <class T>
 void multiply(const LinearWeight& weight, std::int64_t begin, std::int64_t end, const PackedX<T>& x, std::int64_t n_in,
               float* sums) {
+  const auto* weights = static_cast<const typename T::Elem*>(weight.data);
+  if (x.n_panels() == 1) return multiply_few<T>(weights + begin * n_in, end - begin, x, n_in, sums);
   for (std::int64_t col = begin; col < end; col += kTileW) {
-    const auto* w = static_cast<const typename T::Elem*>(weight.data) + col * n_in;
-    const int n_w = static_cast<int>(std::min<std::int64_t>(kTileW, end - col));
+    const auto* w = weights + col * n_in;
+    const std::int64_t n_w = std::min<std::int64_t>(kTileW, end - col);
     for (std::int64_t p = 0; p < x.n_panels(); ++p) {
       float* out = sums + x.first_row(p) * kColumnBlock + (col - begin);
-      const bool prefetch = p == 0;  // the later panels find the weights in the cache
-      switch (x.rows(p)) {
-        case 1: tile<T, 1>(prefetch, w, n_w, x.panel(p), n_in, out); break;
-        case 2: tile<T, 2>(prefetch, w, n_w, x.panel(p), n_in, out); break;
-        default: tile<T, kTileX>(prefetch, w, n_w, x.panel(p), n_in, out);
+      const bool is_first = p == 0;  // the later panels find the weights in the cache
+      if (x.rows(p) == kTileX) {
+        is_first ? multiply_panel<T, kTileW, kTileX, true>(w, n_w, x.panel(p), n_in, out)
+                 : multiply_panel<T, kTileW, kTileX, false>(w, n_w, x.panel(p), n_in, out);
+      } else {
+        is_first ? multiply_panel<T, kTileW, kTileX - 1, true>(w, n_w, x.panel(p), n_in, out)
+                 : multiply_panel<T, kTileW, kTileX - 1, false>(w, n_w, x.panel(p), n_in, out);
       }
     }
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "modularbase/kernels/simd.h"
@@ -54,15 +55,67 @@ struct Bf16Weights : F32Weights {
 };
 #endif
 
-/// Prefetching runs one tile ahead; beyond the weights it is harmless.
+/// One row of x: the weights only pass through, so they are read as one stream, row after row, which the hardware
+/// prefetches best. Each sum is a chain, but the next row's chain overlaps it.
+template <class T>
+void dot_rows(const typename T::Elem* w,   // [n_in, n_w]
+              int n_w,                     // 1..
+              const typename T::XElem* x,  // [kStep, steps], zero beyond n_in
+              std::int64_t n_in, float* out) {
+  const std::int64_t n_whole = n_in - n_in % T::kStep;
+  const auto dot = [&](const typename T::Elem* row) {
+    simd::Vec sum = simd::zero();
+    std::int64_t k = 0;
+#pragma GCC unroll 4
+    for (; k < n_whole; k += T::kStep) sum = T::multiply_add(T::load(row + k), T::load_x(x + k), sum);
+    if (k < n_in) {
+      sum = T::multiply_add(T::load_first(row + k, static_cast<int>(n_in - k)), T::load_x(x + k), sum);
+    }
+    return sum;
+  };
+  for (int i = 0; i < n_w; i += 4) {
+    const auto row = [&](int j) { return w + std::min(i + j, n_w - 1) * n_in; };
+    const simd::Vec s0 = dot(row(0)), s1 = dot(row(1)), s2 = dot(row(2)), s3 = dot(row(3));
+    simd::sum_lanes4(s0, s1, s2, s3, out + i);
+  }
+}
+
+/// out[j * out_stride + i] = sum of the lanes of sums[j][i], four at a time by the same tree; i < n_w, but where 4
+/// divides kWRows there is room for all.
+template <int kWRows, int kXRows>
+inline void store_sums(const simd::Vec (&sums)[kXRows][kWRows], [[maybe_unused]] int n_w, float* out, std::int64_t out_stride) {
+  if constexpr (kWRows % 4 == 0) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kXRows; ++j) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kWRows; i += 4) {
+        simd::sum_lanes4(sums[j][i], sums[j][i + 1], sums[j][i + 2], sums[j][i + 3], out + j * out_stride + i);
+      }
+    }
+  } else {
+    constexpr int kSums = kWRows * kXRows;
+    const auto sum = [&](int f) { return f < kSums ? sums[f / kWRows][f % kWRows] : simd::zero(); };
+    float flat[(kSums + 3) / 4 * 4];
+#pragma GCC unroll 8
+    for (int f = 0; f < kSums; f += 4) {
+      simd::sum_lanes4(sum(f), sum(f + 1), sum(f + 2), sum(f + 3), flat + f);
+    }
+#pragma GCC unroll 24
+    for (int f = 0; f < kSums; ++f) {
+      if (f % kWRows < n_w) out[f / kWRows * out_stride + f % kWRows] = flat[f];
+    }
+  }
+}
+
+/// Prefetching runs one tile ahead, line after line as one stream (rows in lockstep would be as many streams as rows,
+/// which the memory serves at half the speed); beyond the weights it is harmless.
 template <class T, int kWRows, int kXRows, bool kPrefetch>
 void dot_tile(const typename T::Elem* w,   // [n_in, n_w]
               int n_w,                     // 1..kWRows
               const typename T::XElem* x,  // [kStep, kXRows, steps], zero beyond n_in
               std::int64_t n_in,
-              float* out,  // [kWRows, kXRows], rows out_stride apart; columns from n_w on get some value
+              float* out,  // [kWRows, kXRows], rows out_stride apart; where 4 divides kWRows, columns from n_w on get some value
               std::int64_t out_stride) {
-  static_assert(kWRows % 4 == 0);
   const typename T::Elem* rows[kWRows];
   for (int i = 0; i < kWRows; ++i) rows[i] = w + (i < n_w ? i : n_w - 1) * n_in;
   simd::Vec sums[kXRows][kWRows];
@@ -71,36 +124,30 @@ void dot_tile(const typename T::Elem* w,   // [n_in, n_w]
 #pragma GCC unroll 8
     for (int i = 0; i < kWRows; ++i) sums[j][i] = simd::zero();
   }
+  const typename T::Elem* ahead = w + kWRows * n_in;
   const auto step = [&](auto load_w) {
     typename T::Lane lanes[kXRows];
 #pragma GCC unroll 8
     for (int j = 0; j < kXRows; ++j) lanes[j] = T::load_x(x + j * T::kStep);
 #pragma GCC unroll 8
     for (int i = 0; i < kWRows; ++i) {
+      if constexpr (kPrefetch) __builtin_prefetch(ahead + i * T::kStep);
       const typename T::Lane weight = load_w(rows[i]);
 #pragma GCC unroll 8
       for (int j = 0; j < kXRows; ++j) sums[j][i] = T::multiply_add(weight, lanes[j], sums[j][i]);
     }
     x += kXRows * T::kStep;
+    ahead += kWRows * T::kStep;
   };
   const std::int64_t n_whole = n_in - n_in % T::kStep;
   std::int64_t k = 0;
   for (; k < n_whole; k += T::kStep) {
-    step([&](const typename T::Elem* row) {
-      if constexpr (kPrefetch) __builtin_prefetch(row + k + kWRows * n_in);
-      return T::load(row + k);
-    });
+    step([&](const typename T::Elem* row) { return T::load(row + k); });
   }
   if (k < n_in) {
     step([&](const typename T::Elem* row) { return T::load_first(row + k, static_cast<int>(n_in - k)); });
   }
-#pragma GCC unroll 8
-  for (int j = 0; j < kXRows; ++j) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kWRows; i += 4) {
-      simd::sum_lanes4(sums[j][i], sums[j][i + 1], sums[j][i + 2], sums[j][i + 3], out + j * out_stride + i);
-    }
-  }
+  store_sums<kWRows, kXRows>(sums, n_w, out, out_stride);
 }
 
 }  // namespace modularbase::kernels

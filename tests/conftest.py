@@ -1,0 +1,62 @@
+"""Models for the tests: tiny random ones made here, and the real default base."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from modularbase.bases import install
+
+if TYPE_CHECKING:
+    from tests.tools.tiny_models import TinyModel
+
+_ROOT = Path(__file__).resolve().parents[1]
+_CACHE = _ROOT / ".cache" / "test-models"
+
+
+class TinyModelFactory(Protocol):
+    """Makes tiny random models, each only once a session."""
+
+    def __call__(self, family: str = ..., **options: Any) -> TinyModel:
+        """Arguments as in `make_tiny_model`."""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModelFactory:
+    """Tiny random models by family and options."""
+    from tests.tools.tiny_models import make_tiny_model  # slow to import: torch
+
+    folder = tmp_path_factory.mktemp("tiny_models")
+    made: dict[str, TinyModel] = {}
+
+    def make(family: str = "llama", **options: Any) -> TinyModel:
+        name = "-".join([family, *(f"{key}_{options[key]}" for key in sorted(options))])
+        if name not in made:
+            made[name] = make_tiny_model(family, folder / f"{name}.gguf", **options)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The default base's file (Q4_1): the one MODULARBASE_TEST_BASE names, else installed when missing."""
+    local = os.environ.get("MODULARBASE_TEST_BASE")
+    return Path(local) if local else install.resolve("smollm2-135m", install=True)
+
+
+@pytest.fixture(scope="session")
+def smollm2_f16(smollm2: Path) -> Path:
+    """The default base with all matrices in F16; kept for the next session."""
+    from tests.tools.gguf_edit import dequantised
+
+    path = _CACHE / f"{smollm2.stem}-{smollm2.stat().st_size}.f16.gguf"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        dequantised(smollm2, part)
+        part.replace(path)
+    return path
