@@ -67,8 +67,8 @@ void bind_engine(py::module_& module) {
   bind_info(module);
   module.def("cpu_features", &cpu_features, "Instruction sets this build uses on this CPU.");
   py::class_<Engine>(module, "Engine")
-      .def(py::init<const std::string&, const EngineOptions&>(), py::arg("path"), py::arg("options"),
-           release_gil)
+      .def(py::init<const std::string&, const EngineOptions&>(), py::arg("path"),
+           py::arg("options"), release_gil)
       .def("submit", &Engine::submit, py::arg("spec"), release_gil)
       .def("forget_prefixes", &Engine::forget_prefixes, release_gil)
       .def("info", &Engine::info)

@@ -1,4 +1,5 @@
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include "bindings.h"
 #include "modularbase/io/gguf_file.h"
@@ -37,7 +38,8 @@ py::object to_python(const GgufArray& array) {
           if constexpr (std::is_same_v<std::decay_t<decltype(values)>, std::vector<std::string>>) {
             list[i] = to_python(values[i]);
           } else {
-            list[i] = py::cast(static_cast<typename std::decay_t<decltype(values)>::value_type>(values[i]));
+            list[i] = py::cast(
+                static_cast<typename std::decay_t<decltype(values)>::value_type>(values[i]));
           }
         }
         return std::move(list);
@@ -45,20 +47,24 @@ py::object to_python(const GgufArray& array) {
       array);
 }
 
-py::dict read_gguf_metadata(const std::string& path) {
+py::typing::Dict<py::str, py::object> read_gguf_metadata(const std::string& path) {
   const GgufFile file = GgufFile::open(path);
-  py::dict metadata;
+  py::typing::Dict<py::str, py::object> metadata;
   for (const auto& [key, value] : file.metadata()) {
     metadata[py::str(key)] = std::visit([](const auto& v) { return to_python(v); }, value);
   }
   return metadata;
 }
 
-py::list read_gguf_tensors(const std::string& path) {
+using TensorFacts =
+    py::typing::Tuple<std::string, std::string, std::vector<std::int64_t>, std::size_t>;
+
+py::typing::List<TensorFacts> read_gguf_tensors(const std::string& path) {
   const GgufFile file = GgufFile::open(path);
-  py::list tensors;
+  py::typing::List<TensorFacts> tensors;
   for (const GgufTensor& tensor : file.tensors()) {
-    tensors.append(py::make_tuple(tensor.name, ggml_type_name(tensor.type), tensor.ne, tensor.n_bytes));
+    tensors.append(
+        py::make_tuple(tensor.name, ggml_type_name(tensor.type), tensor.ne, tensor.n_bytes));
   }
   return tensors;
 }

@@ -58,9 +58,8 @@ void bind_specs(py::module_& module) {
       .def(
           "set_timeout",
           [](RequestSpec& spec, double seconds) {
-            spec.deadline =
-                Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                                   std::chrono::duration<double>(seconds));
+            spec.deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                               std::chrono::duration<double>(seconds));
           },
           py::arg("seconds"));
 }
@@ -80,7 +79,8 @@ void bind_results(py::module_& module) {
   py::class_<RequestResult>(module, "RequestResult")
       .def_readonly("tokens", &RequestResult::tokens)
       .def_readonly("finish_reason", &RequestResult::finish_reason)
-      .def_property_readonly("logprobs", [](const RequestResult& r) { return to_array(r.logprobs); })
+      .def_property_readonly("logprobs",
+                             [](const RequestResult& r) { return to_array(r.logprobs); })
       .def_property_readonly("hidden", [](const RequestResult& r) { return to_array(r.hidden); })
       .def_readonly("n_prompt", &RequestResult::n_prompt)
       .def_readonly("n_cached", &RequestResult::n_cached)

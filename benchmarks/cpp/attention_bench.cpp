@@ -1,8 +1,8 @@
-// Our attention against ggml's, with its flash attention and without: same shapes, same thread pool, interleaved. The
-// caches of many layers take turns, so that keys and values come from memory as they do in a model; the fastest layer
-// of all rounds counts. One thread is timed by its own CPU clock, more by the wall's. ggml's caches have the layout
-// that llama.cpp gives them.
-// Usage: attention_bench [f16|bf16|all] [heads|all] [n_rounds] [case|all]
+// Our attention against ggml's, with its flash attention and without: same shapes, same thread
+// pool, interleaved. The caches of many layers take turns, so that keys and values come from memory
+// as they do in a model; the fastest layer of all rounds counts. One thread is timed by its own CPU
+// clock, more by the wall's. ggml's caches have the layout that llama.cpp gives them. Usage:
+// attention_bench [f16|bf16|all] [heads|all] [n_rounds] [case|all]
 #include <ggml-cpu.h>
 #include <ggml.h>
 
@@ -44,20 +44,24 @@ struct Case {
   int pos0;
 };
 const std::vector<Case> kCases = {
-    {"decode_128", 1, 1, 127},       {"decode_512", 1, 1, 511},   {"decode_4096", 1, 1, 4095},
-    {"decode_8192", 1, 1, 8191},     {"decode_8x1024", 8, 1, 1023}, {"verify_4_at_4096", 1, 4, 4096},
-    {"verify_8_at_4096", 1, 8, 4096}, {"tail_16_at_4096", 1, 16, 4096}, {"prefill_512", 1, 512, 0},
-    {"prefill_512_at_4096", 1, 512, 4096}};
+    {"decode_128", 1, 1, 127},        {"decode_512", 1, 1, 511},
+    {"decode_4096", 1, 1, 4095},      {"decode_8192", 1, 1, 8191},
+    {"decode_8x1024", 8, 1, 1023},    {"verify_4_at_4096", 1, 4, 4096},
+    {"verify_8_at_4096", 1, 8, 4096}, {"tail_16_at_4096", 1, 16, 4096},
+    {"prefill_512", 1, 512, 0},       {"prefill_512_at_4096", 1, 512, 4096}};
 
-constexpr std::size_t kColdBytes = 128u << 20;   // far more than the last-level cache
-constexpr std::size_t kGraphBytes = 1536u << 10;  // one timing: long enough to hide the start of the pool
+constexpr std::size_t kColdBytes = 128u << 20;  // far more than the last-level cache
+constexpr std::size_t kGraphBytes = 1536u
+                                    << 10;  // one timing: long enough to hide the start of the pool
 
 struct ContextFree {
   void operator()(ggml_context* context) const { ggml_free(context); }
 };
 using ContextPtr = std::unique_ptr<ggml_context, ContextFree>;
 
-std::int64_t n_positions(const Case& c) { return c.pos0 + c.n_rows; }
+std::int64_t n_positions(const Case& c) {
+  return c.pos0 + c.n_rows;
+}
 std::int64_t n_blocks(const Case& c) {
   return c.n_sequences * ((n_positions(c) + kBlockTokens - 1) / kBlockTokens);
 }
@@ -91,16 +95,20 @@ struct Best {
 /// The caches of some layers in both layouts.
 class Workload {
  public:
-  Workload(const Case& c, const Heads& heads, ggml_type type) : case_(c), heads_(heads), type_(type) {
-    const std::size_t cache_bytes =
-        static_cast<std::size_t>(2 * n_blocks(c) * kBlockTokens * heads.n_head_kv * heads.head_dim) * 2;
+  Workload(const Case& c, const Heads& heads, ggml_type type)
+      : case_(c), heads_(heads), type_(type) {
+    const std::size_t cache_bytes = static_cast<std::size_t>(2 * n_blocks(c) * kBlockTokens *
+                                                             heads.n_head_kv * heads.head_dim) *
+                                    2;
     const bool is_short = c.n_rows <= 16;
     n_layers_ = is_short ? static_cast<int>(kGraphBytes / cache_bytes) + 1 : 1;
     const int n_graphs = is_short ? static_cast<int>(kColdBytes / cache_bytes) / n_layers_ + 1 : 1;
-    const auto n_scores = static_cast<std::size_t>(n_positions(c) * c.n_rows * heads.n_head * c.n_sequences);
+    const auto n_scores =
+        static_cast<std::size_t>(n_positions(c) * c.n_rows * heads.n_head * c.n_sequences);
     const std::size_t n_nodes = static_cast<std::size_t>(n_layers_) * 16;
     const std::size_t n_bytes = n_layers_ * (3 * cache_bytes + 2 * n_scores * 4 + (1 << 18)) +
-                                n_nodes * ggml_tensor_overhead() + 3 * ggml_graph_overhead_custom(n_nodes, false);
+                                n_nodes * ggml_tensor_overhead() +
+                                3 * ggml_graph_overhead_custom(n_nodes, false);
     context_.reset(ggml_init({n_graphs * n_bytes + (64u << 20), nullptr, false}));
     make_batch();
     for (int i = 0; i < n_graphs; ++i) add_graphs(n_nodes);
@@ -117,12 +125,15 @@ class Workload {
   }
   /// Multiplications that causal attention needs, of a layer.
   double n_macs() const {
-    const double n_pairs = case_.n_rows * (case_.pos0 + (case_.n_rows + 1) / 2.0) * case_.n_sequences;
+    const double n_pairs =
+        case_.n_rows * (case_.pos0 + (case_.n_rows + 1) / 2.0) * case_.n_sequences;
     return n_pairs * static_cast<double>(2 * heads_.n_head * heads_.head_dim);
   }
   /// K and V of the positions, of a layer.
   double n_bytes() const {
-    return static_cast<double>(n_positions(case_) * case_.n_sequences * heads_.n_head_kv * heads_.head_dim) * 4;
+    return static_cast<double>(n_positions(case_) * case_.n_sequences * heads_.n_head_kv *
+                               heads_.head_dim) *
+           4;
   }
 
  private:
@@ -132,29 +143,35 @@ class Workload {
     std::iota(table_.begin(), table_.end(), 0);
     std::shuffle(table_.begin(), table_.end(), std::mt19937(1));
     for (int s = 0; s < case_.n_sequences; ++s) {
-      spans_.push_back({s * case_.n_rows, case_.n_rows, case_.pos0, table_.data() + s * per_sequence});
+      spans_.push_back(
+          {s * case_.n_rows, case_.n_rows, case_.pos0, table_.data() + s * per_sequence});
     }
     batch_ = {spans_.data(), case_.n_sequences, case_.n_sequences * case_.n_rows, nullptr, nullptr};
     const std::int64_t n_kv = n_positions(case_);
-    mask_ = ggml_new_tensor_4d(context_.get(), GGML_TYPE_F16, n_kv, case_.n_rows, 1, case_.n_sequences);
+    mask_ =
+        ggml_new_tensor_4d(context_.get(), GGML_TYPE_F16, n_kv, case_.n_rows, 1, case_.n_sequences);
     auto* at = static_cast<ggml_fp16_t*>(mask_->data);
     for (std::int64_t i = 0; i < ggml_nelements(mask_); ++i) {
       const std::int64_t row = i / n_kv % case_.n_rows;
       at[i] = ggml_fp32_to_fp16(i % n_kv <= case_.pos0 + row ? 0.0f : -INFINITY);
     }
-    qkv_ = filled(GGML_TYPE_F32, heads_.head_dim, heads_.n_head + 2 * heads_.n_head_kv, case_.n_rows,
-                  case_.n_sequences);
+    qkv_ = filled(GGML_TYPE_F32, heads_.head_dim, heads_.n_head + 2 * heads_.n_head_kv,
+                  case_.n_rows, case_.n_sequences);
   }
 
-  ggml_tensor* filled(ggml_type type, std::int64_t n0, std::int64_t n1, std::int64_t n2, std::int64_t n3) {
+  ggml_tensor* filled(ggml_type type, std::int64_t n0, std::int64_t n1, std::int64_t n2,
+                      std::int64_t n3) {
     ggml_tensor* tensor = ggml_new_tensor_4d(context_.get(), type, n0, n1, n2, n3);
     std::vector<float> row(4099);
-    for (float& v : row) v = static_cast<float>((seed_ = seed_ * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1.0f;
+    for (float& v : row)
+      v = static_cast<float>((seed_ = seed_ * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1.0f;
     const std::size_t size = ggml_type_size(type);
     std::vector<char> pattern(row.size() * size);
-    ggml_quantize_chunk(type, row.data(), pattern.data(), 0, 1, static_cast<std::int64_t>(row.size()), nullptr);
+    ggml_quantize_chunk(type, row.data(), pattern.data(), 0, 1,
+                        static_cast<std::int64_t>(row.size()), nullptr);
     for (std::size_t at = 0, end = ggml_nbytes(tensor); at < end; at += pattern.size()) {
-      std::copy_n(pattern.data(), std::min(pattern.size(), end - at), static_cast<char*>(tensor->data) + at);
+      std::copy_n(pattern.data(), std::min(pattern.size(), end - at),
+                  static_cast<char*>(tensor->data) + at);
     }
     return tensor;
   }
@@ -173,23 +190,29 @@ class Workload {
     ggml_context* g = context_.get();
     const std::int64_t n_kv = n_positions(case_);
     const float scale = 1.0f / std::sqrt(static_cast<float>(heads_.head_dim));
-    ggml_tensor* q = ggml_permute(
-        g,
-        ggml_view_4d(g, qkv_, heads_.head_dim, heads_.n_head, case_.n_rows, case_.n_sequences, qkv_->nb[1],
-                     qkv_->nb[2], qkv_->nb[3], 0),
-        0, 2, 1, 3);
-    ggml_tensor* k = per_head(filled(type_, heads_.head_dim, heads_.n_head_kv, n_kv, case_.n_sequences));
-    ggml_tensor* v = per_head(filled(type_, heads_.head_dim, heads_.n_head_kv, n_kv, case_.n_sequences));
-    ggml_build_forward_expand(graphs.flash, ggml_flash_attn_ext(g, q, k, v, mask_, scale, 0.0f, 0.0f));
+    ggml_tensor* q =
+        ggml_permute(g,
+                     ggml_view_4d(g, qkv_, heads_.head_dim, heads_.n_head, case_.n_rows,
+                                  case_.n_sequences, qkv_->nb[1], qkv_->nb[2], qkv_->nb[3], 0),
+                     0, 2, 1, 3);
+    ggml_tensor* k =
+        per_head(filled(type_, heads_.head_dim, heads_.n_head_kv, n_kv, case_.n_sequences));
+    ggml_tensor* v =
+        per_head(filled(type_, heads_.head_dim, heads_.n_head_kv, n_kv, case_.n_sequences));
+    ggml_build_forward_expand(graphs.flash,
+                              ggml_flash_attn_ext(g, q, k, v, mask_, scale, 0.0f, 0.0f));
 
-    ggml_tensor* v_columns = filled(type_, n_kv, heads_.head_dim, heads_.n_head_kv, case_.n_sequences);
+    ggml_tensor* v_columns =
+        filled(type_, n_kv, heads_.head_dim, heads_.n_head_kv, case_.n_sequences);
     ggml_tensor* weights = ggml_soft_max_ext(g, ggml_mul_mat(g, k, q), mask_, scale, 0.0f);
     ggml_tensor* o = ggml_mul_mat(g, v_columns, weights);
     ggml_build_forward_expand(graphs.plain, ggml_cont(g, ggml_permute(g, o, 0, 2, 1, 3)));
 
     OurNode& node = nodes_.emplace_back();
-    ggml_tensor* k_pool = filled(type_, heads_.head_dim, kBlockTokens, heads_.n_head_kv, n_blocks(case_));
-    ggml_tensor* v_pool = filled(type_, heads_.head_dim, kBlockTokens, heads_.n_head_kv, n_blocks(case_));
+    ggml_tensor* k_pool =
+        filled(type_, heads_.head_dim, kBlockTokens, heads_.n_head_kv, n_blocks(case_));
+    ggml_tensor* v_pool =
+        filled(type_, heads_.head_dim, kBlockTokens, heads_.n_head_kv, n_blocks(case_));
     node.args.batch = &batch_;
     node.args.kv = {type_, k_pool->data, v_pool->data, heads_.n_head_kv, heads_.head_dim};
     node.args.n_head = heads_.n_head;
@@ -197,8 +220,9 @@ class Workload {
     node.args.qkv = static_cast<const float*>(qkv_->data);
     node.args.scale = scale;
     node.args.scratch = &scratch_;
-    ggml_tensor* out = ggml_custom_4d(g, GGML_TYPE_F32, heads_.n_head * heads_.head_dim, batch_.n_rows, 1, 1, &qkv_,
-                                      1, run_node, GGML_N_TASKS_MAX, &node);
+    ggml_tensor* out =
+        ggml_custom_4d(g, GGML_TYPE_F32, heads_.n_head * heads_.head_dim, batch_.n_rows, 1, 1,
+                       &qkv_, 1, run_node, GGML_N_TASKS_MAX, &node);
     ggml_build_forward_expand(graphs.ours, out);
   }
 
@@ -243,9 +267,10 @@ void bench(const Case& c, const Heads& heads, ggml_type type, int n_rounds) {
     Best best;
     for (int i = 0; i < n_rounds; ++i) work.run(pool, n_threads, best);
     ggml_threadpool_free(pool);
-    std::printf("| %s | %s | %s | %d | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f |\n", c.name, heads.name,
-                ggml_type_name(type), n_threads, best.flash * 1e6, best.plain * 1e6, best.ours * 1e6,
-                work.n_bytes() / best.ours * 1e-9, work.n_macs() / best.ours * 1e-9, best.flash / best.ours,
+    std::printf("| %s | %s | %s | %d | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f |\n", c.name,
+                heads.name, ggml_type_name(type), n_threads, best.flash * 1e6, best.plain * 1e6,
+                best.ours * 1e6, work.n_bytes() / best.ours * 1e-9,
+                work.n_macs() / best.ours * 1e-9, best.flash / best.ours,
                 std::min(best.flash, best.plain) / best.ours);
     std::fflush(stdout);
   }
@@ -259,14 +284,17 @@ int main(int argc, char** argv) {
   const int n_rounds = argc > 3 ? std::atoi(argv[3]) : 7;
   const std::string case_name = argc > 4 ? argv[4] : "all";
   ggml_cpu_init();
-  std::printf("| case | heads | type | threads | flash us | plain us | ours us | GB/s | GMAC/s | x flash | x best |\n");
+  std::printf(
+      "| case | heads | type | threads | flash us | plain us | ours us | GB/s | GMAC/s | x flash | "
+      "x best |\n");
   std::printf("|---|---|---|---|---|---|---|---|---|---|---|\n");
   for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16}) {
     if (type_name != "all" && type_name != ggml_type_name(type)) continue;
     for (const Heads& heads : kHeads) {
       if (heads_name != "all" && heads_name != heads.name) continue;
       for (const Case& c : kCases) {
-        if (case_name == "all" || std::string(c.name).find(case_name) == 0) bench(c, heads, type, n_rounds);
+        if (case_name == "all" || std::string(c.name).find(case_name) == 0)
+          bench(c, heads, type, n_rounds);
       }
     }
   }

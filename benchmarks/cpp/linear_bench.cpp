@@ -1,6 +1,7 @@
-// Our linear kernel against ggml's mul_mat: same weights, same thread pool, interleaved rounds. "cold": weights that come
-// from memory, in groups of a few megabytes; the sum of each group's best round is reported. "hot": one set, over and over.
-// Usage: linear_bench [f16|bf16|f32|all] [n_rounds] [case|all] [n_rows|0 for all] [n_threads|0 for 1 and 2]
+// Our linear kernel against ggml's mul_mat: same weights, same thread pool, interleaved rounds.
+// "cold": weights that come from memory, in groups of a few megabytes; the sum of each group's best
+// round is reported. "hot": one set, over and over. Usage: linear_bench [f16|bf16|f32|all]
+// [n_rounds] [case|all] [n_rows|0 for all] [n_threads|0 for 1 and 2]
 #include <ggml-cpu.h>
 #include <ggml.h>
 
@@ -63,7 +64,8 @@ struct ContextFree {
 };
 using ContextPtr = std::unique_ptr<ggml_context, ContextFree>;
 
-/// Several sets of a case's weights, and one graph for each of the two contenders that goes through all of them.
+/// Several sets of a case's weights, and one graph for each of the two contenders that goes through
+/// all of them.
 class Group {
  public:
   Group(const Case& c, ggml_type type, std::int64_t n_rows, int n_sets) {
@@ -73,12 +75,13 @@ class Group {
     const std::size_t w_bytes = ggml_row_size(type, c.n_in) * static_cast<std::size_t>(n_out);
     const std::size_t sets = static_cast<std::size_t>(n_sets);
     const std::size_t n_nodes = sets * 16;
-    context_.reset(ggml_init({.mem_size = sets * (w_bytes + 3 * y_bytes + 4096) + 3 * y_bytes +
-                                          static_cast<std::size_t>(c.n_in * n_rows) * sizeof(float) +
-                                          n_nodes * ggml_tensor_overhead() +
-                                          2 * ggml_graph_overhead_custom(n_nodes, false) + (1 << 20),
-                              .mem_buffer = nullptr,
-                              .no_alloc = false}));
+    context_.reset(
+        ggml_init({.mem_size = sets * (w_bytes + 3 * y_bytes + 4096) + 3 * y_bytes +
+                               static_cast<std::size_t>(c.n_in * n_rows) * sizeof(float) +
+                               n_nodes * ggml_tensor_overhead() +
+                               2 * ggml_graph_overhead_custom(n_nodes, false) + (1 << 20),
+                   .mem_buffer = nullptr,
+                   .no_alloc = false}));
     ggml_context* g = context_.get();
     ggml_tensor* x = ggml_new_tensor_2d(g, GGML_TYPE_F32, c.n_in, n_rows);
     fill(x);
@@ -90,7 +93,9 @@ class Group {
     for (int i = 0; i < n_sets; ++i) add_set(c, type, x, residual);
   }
 
-  void time_theirs(ggml_threadpool* pool, int n_threads) { keep_best(best_theirs_, compute(theirs_, pool, n_threads)); }
+  void time_theirs(ggml_threadpool* pool, int n_threads) {
+    keep_best(best_theirs_, compute(theirs_, pool, n_threads));
+  }
   void time_ours(ggml_threadpool* pool, int n_threads) {
     for (OurNode& node : nodes_) node.next_chunk.store(0, std::memory_order_relaxed);
     keep_best(best_ours_, compute(ours_, pool, n_threads));
@@ -106,7 +111,8 @@ class Group {
     static unsigned seed = 1;
     std::vector<float> row(static_cast<std::size_t>(tensor->ne[0]));
     for (std::int64_t r = 0; r < tensor->ne[1]; ++r) {
-      for (float& v : row) v = static_cast<float>((seed = seed * 1664525u + 1013904223u) >> 8) / (1 << 24) - 0.5f;
+      for (float& v : row)
+        v = static_cast<float>((seed = seed * 1664525u + 1013904223u) >> 8) / (1 << 24) - 0.5f;
       auto* dst = static_cast<char*>(tensor->data) + static_cast<std::size_t>(r) * tensor->nb[1];
       ggml_quantize_chunk(tensor->type, row.data(), dst, 0, 1, tensor->ne[0], nullptr);
     }
@@ -122,7 +128,8 @@ class Group {
       node.weights.push_back({.type = type, .data = w->data, .n_out = n});
       products.push_back(ggml_mul_mat(g, w, x));
     }
-    if (c.epilogue == Epilogue::kSwiGlu) products = {ggml_swiglu_split(g, products[0], products[1])};
+    if (c.epilogue == Epilogue::kSwiGlu)
+      products = {ggml_swiglu_split(g, products[0], products[1])};
     if (c.epilogue == Epilogue::kAddResidual) products = {ggml_add(g, products[0], residual)};
     for (ggml_tensor* product : products) ggml_build_forward_expand(theirs_, product);
 
@@ -132,8 +139,8 @@ class Group {
     node.args.x = static_cast<const float*>(x->data);
     node.args.residual = static_cast<const float*>(residual->data);
     node.args.epilogue = c.epilogue;
-    ggml_tensor* y = ggml_custom_4d(g, GGML_TYPE_F32, residual->ne[0], x->ne[1], 1, 1, &x, 1, run_node,
-                                    GGML_N_TASKS_MAX, &node);
+    ggml_tensor* y = ggml_custom_4d(g, GGML_TYPE_F32, residual->ne[0], x->ne[1], 1, 1, &x, 1,
+                                    run_node, GGML_N_TASKS_MAX, &node);
     ggml_build_forward_expand(ours_, y);
   }
 
@@ -167,8 +174,10 @@ void bench(const Case& c, const Run& run) {
   std::int64_t n_out = 0;
   for (std::int64_t n : c.n_out) n_out += n;
   const std::size_t w_bytes = ggml_row_size(run.type, c.n_in) * static_cast<std::size_t>(n_out);
-  const int n_sets = run.cold_bytes ? static_cast<int>(std::max<std::size_t>(1, (8u << 20) / w_bytes)) : 1;
-  const std::size_t n_groups = std::max<std::size_t>(1, run.cold_bytes / (w_bytes * static_cast<std::size_t>(n_sets)));
+  const int n_sets =
+      run.cold_bytes ? static_cast<int>(std::max<std::size_t>(1, (8u << 20) / w_bytes)) : 1;
+  const std::size_t n_groups =
+      std::max<std::size_t>(1, run.cold_bytes / (w_bytes * static_cast<std::size_t>(n_sets)));
   std::deque<Group> groups;
   for (std::size_t i = 0; i < n_groups; ++i) groups.emplace_back(c, run.type, run.n_rows, n_sets);
   for (int n_threads : {1, 2}) {
@@ -189,10 +198,12 @@ void bench(const Case& c, const Run& run) {
     const double n_total = static_cast<double>(n_groups) * n_sets;
     const double gb = n_total * static_cast<double>(w_bytes) * 1e-9;
     const double gmac = n_total * static_cast<double>(n_out * c.n_in * run.n_rows) * 1e-9;
-    std::printf("%-10s %-5s %4lld %2d %4s | %9.1f %9.1f us | %6.1f %6.1f GB/s | %6.1f %6.1f GMAC/s | %.2f\n", c.name,
-                ggml_type_name(run.type), static_cast<long long>(run.n_rows), n_threads,
-                run.cold_bytes ? "cold" : "hot", theirs * 1e6 / n_total, ours * 1e6 / n_total, gb / theirs, gb / ours,
-                gmac / theirs, gmac / ours, theirs / ours);
+    std::printf(
+        "%-10s %-5s %4lld %2d %4s | %9.1f %9.1f us | %6.1f %6.1f GB/s | %6.1f %6.1f GMAC/s | "
+        "%.2f\n",
+        c.name, ggml_type_name(run.type), static_cast<long long>(run.n_rows), n_threads,
+        run.cold_bytes ? "cold" : "hot", theirs * 1e6 / n_total, ours * 1e6 / n_total, gb / theirs,
+        gb / ours, gmac / theirs, gmac / ours, theirs / ours);
     std::fflush(stdout);
   }
 }
@@ -206,7 +217,9 @@ int main(int argc, char** argv) {
   const std::int64_t only_rows = argc > 4 ? std::atoi(argv[4]) : 0;
   const int only_threads = argc > 5 ? std::atoi(argv[5]) : 0;
   ggml_cpu_init();
-  std::printf("case       type  rows thr  set |      ggml      ours    |   ggml   ours      |   ggml   ours        | ratio\n");
+  std::printf(
+      "case       type  rows thr  set |      ggml      ours    |   ggml   ours      |   ggml   "
+      "ours        | ratio\n");
   for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32}) {
     if (type_name != "all" && type_name != ggml_type_name(type)) continue;
     for (const Case& c : kCases) {

@@ -22,7 +22,6 @@ from modularbase.types import (
     EngineOptions,
     FloatArray,
     Message,
-    Piece,
     Prompt,
     Result,
     SamplingParams,
@@ -74,10 +73,12 @@ class Engine:
 
         Args:
             base: A name from the catalogue (installed when need be) or the path of a GGUF file.
-            dtype: Type the matrices are held in. "auto" keeps quantised files as they are and holds 16- and
-                32-bit ones in BF16 where the CPU multiplies it natively, else F16; "keep" changes nothing.
+            dtype: Type the matrices are held in. "auto" keeps quantised files as they are and
+                holds 16- and 32-bit ones in BF16 where the CPU multiplies it natively, else F16;
+                "keep" changes nothing.
             n_threads: Compute threads; None takes one per core.
-            n_ctx: Longest sequence in tokens; None takes what the base was trained for, at most 32768.
+            n_ctx: Longest sequence in tokens; None takes what the base was trained for, at most
+                32768.
             device: Where to compute.
             packs: Only "none" so far: the plain base.
             options: What is rarely changed.
@@ -165,7 +166,7 @@ class Engine:
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
     ) -> Iterator[str]:
-        """Yields the text as it is generated; leaving the loop cancels. Arguments as in `submit`."""
+        """Yields the text as it comes; leaving the loop cancels. Arguments as in `submit`."""
         generation = self.submit(prompt, params, **overrides)
         try:
             for piece in generation:
@@ -207,7 +208,8 @@ class Engine:
 
         Args:
             prompt: Text or token ids.
-            layer: 0 is the embedding; n_layer leaves the last layer; n_layer + 1 is after the output norm.
+            layer: 0 is the embedding; n_layer leaves the last layer; n_layer + 1 is after the
+                output norm.
         """
         return self._hidden(prompt, layer, _core.Pooling.none).reshape(-1, self.info["n_embd"])
 
@@ -217,7 +219,9 @@ class Engine:
             raise InvalidRequestError("pooling", "'mean' or 'last'", repr(pooling))
         layer = self.info["n_layer"] + 1
         vector = self._hidden(prompt, layer, getattr(_core.Pooling, pooling))
-        return vector / max(float(np.linalg.norm(vector)), 1e-12)
+        length = np.float32(max(float(np.linalg.norm(vector)), 1e-12))
+        unit: FloatArray = vector / length
+        return unit
 
     def _hidden(self, prompt: Prompt, layer: int, pooling: _core.Pooling) -> FloatArray:
         spec = _core.RequestSpec()

@@ -25,35 +25,61 @@ _WAIT_MS = 100
 
 
 class _Logprob(Protocol):
-    id: int
-    logprob: float
+    @property
+    def id(self) -> int: ...
+    @property
+    def logprob(self) -> float: ...
 
 
 class _Token(Protocol):
-    id: int
-    logprob: float
-    top_logprobs: Sequence[_Logprob]
+    @property
+    def id(self) -> int: ...
+    @property
+    def logprob(self) -> float: ...
+    @property
+    def top_logprobs(self) -> Sequence[_Logprob]: ...
 
 
 class _Timings(Protocol):
-    queue_us: float
-    prefill_us: float
-    decode_us: float
+    @property
+    def queue_us(self) -> float: ...
+    @property
+    def prefill_us(self) -> float: ...
+    @property
+    def decode_us(self) -> float: ...
 
 
 class _Reason(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
 
 class RawResult(Protocol):
     """What the C++ engine knows of a finished request."""
 
-    finish_reason: _Reason
-    n_prompt: int
-    n_cached: int
-    n_drafted: int
-    n_accepted: int
-    timings: _Timings
+    @property
+    def finish_reason(self) -> _Reason | None:
+        """Why it ended; None while it runs."""
+
+    @property
+    def n_prompt(self) -> int:
+        """Prompt tokens."""
+
+    @property
+    def n_cached(self) -> int:
+        """Prompt tokens taken from the prefix cache."""
+
+    @property
+    def n_drafted(self) -> int:
+        """Tokens proposed by prompt lookup."""
+
+    @property
+    def n_accepted(self) -> int:
+        """Proposed tokens that were kept."""
+
+    @property
+    def timings(self) -> _Timings:
+        """Where the time went."""
 
 
 class Ticket(Protocol):
@@ -168,7 +194,7 @@ class Generation:
         while self._matcher.matched is not None and not self._ticket.wait_finished(_WAIT_MS):
             pass
         raw = self._ticket.result()
-        reason = self._finish_reason(raw.finish_reason.name)
+        reason = self._finish_reason(raw.finish_reason.name if raw.finish_reason else "cancelled")
         return Result(
             text="".join(piece.text for piece in self._pieces),
             token_ids=[token.id for token in self._tokens],

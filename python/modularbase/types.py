@@ -35,7 +35,8 @@ class SamplingParams:
         stop: Generation ends before any of these strings.
         ignore_eos: Go on after an end-of-generation token.
         logprobs: Return the log-probability of each token and of the n most likely ones.
-        n_draft: Most tokens drafted per step by prompt lookup; 0 turns speculation off. The tokens are the same.
+        n_draft: Most tokens drafted per step by prompt lookup; 0 turns speculation off. The tokens
+            are the same.
         timeout_s: Give up after this many seconds (finish_reason "deadline").
     """
 
@@ -69,7 +70,8 @@ class EngineOptions:
         n_sequences: Most requests running at once.
         attention: Our fused kernel, or ggml's ops (slower; the kernel's oracle).
         linear: The same choice for matrix products of 16- and 32-bit weights.
-        head: The output head by certified shortlist, or as the full product; the tokens are the same.
+        head: The output head by certified shortlist, or as the full product; the tokens are the
+            same.
         prefix_cache: Whether KV of earlier prompts is reused.
     """
 

@@ -22,7 +22,8 @@ ROUNDED = {"f32": EXACT, "f16": 2e-2, "bf16": 8e-2, "q8_0": 8e-2}
 def expected_logprobs(logits: np.ndarray) -> np.ndarray:
     """ln p of each token given those before it."""
     table = torch.log_softmax(torch.from_numpy(logits), -1).numpy()
-    return table[np.arange(len(IDS) - 1), IDS[1:]]
+    expected: np.ndarray = table[np.arange(len(IDS) - 1), IDS[1:]]
+    return expected
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -41,7 +41,9 @@ def n_clear_steps(result: Result, gap: float) -> int:
 def assert_same_logprobs(found: Result, expected: Result, atol: float) -> None:
     """Asserts that the log-probabilities agree as far as the tokens do; atol 0 means bit for bit."""
     assert found.logprobs is not None and expected.logprobs is not None
-    same = [a.token_id == b.token_id for a, b in zip(found.logprobs, expected.logprobs, strict=True)]
+    same = [
+        a.token_id == b.token_id for a, b in zip(found.logprobs, expected.logprobs, strict=True)
+    ]
     n = same.index(False) if False in same else len(same)
     a = [entry.logprob for entry in found.logprobs[:n]]
     b = [entry.logprob for entry in expected.logprobs[:n]]

@@ -67,8 +67,11 @@ def dequantised(source: Path, target: Path) -> Path:
 
     def edit(name: str, data: Array, kind: Any) -> tuple[Array, Any]:
         values = gguf.quants.dequantize(data, kind)
-        return (values.astype(np.float32), f32) if values.ndim == 1 else (
-            values.astype(np.float16), f16)
+        return (
+            (values.astype(np.float32), f32)
+            if values.ndim == 1
+            else (values.astype(np.float16), f16)
+        )
 
     file_type = int(gguf.LlamaFileType.MOSTLY_F16)
     return copy_gguf(source, target, changes={"general.file_type": file_type}, edit=edit)

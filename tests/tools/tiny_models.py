@@ -1,4 +1,4 @@
-"""Tiny random models of each family, made at test time: one for transformers, the same as a GGUF file."""
+"""Tiny random models of each family, made at test time, for transformers and as GGUF files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from transformers import LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
-from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 N_VOCAB = 320
 N_LAYER = 3
@@ -97,7 +104,8 @@ def make_tiny_model(
 def reference_logits(model: TinyModel, ids: list[int]) -> np.ndarray:
     """Logits of every position by transformers in F32, [n_tokens, n_vocab]."""
     with torch.no_grad():
-        return model.reference(torch.tensor([ids])).logits[0].float().numpy()
+        logits: np.ndarray = model.reference(torch.tensor([ids])).logits[0].float().numpy()
+    return logits
 
 
 def _reference(family: str, head_dim: int, tied: bool) -> PreTrainedModel:
@@ -205,11 +213,13 @@ def _write_tensors(
 
 def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     kind = _GGUF_TYPES[dtype]
-    return gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind).astype(np.float32)
+    rounded: np.ndarray = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)
+    return rounded.astype(np.float32)
 
 
 def _adjacent_pairs(weight: np.ndarray, head_dim: int) -> np.ndarray:
     """Reorders rows from split halves (transformers) to adjacent pairs (llama's GGUF layout)."""
     n_out, n_in = weight.shape
     halves = weight.reshape(n_out // head_dim, 2, head_dim // 2, n_in)
-    return halves.swapaxes(1, 2).reshape(n_out, n_in)
+    pairs: np.ndarray = halves.swapaxes(1, 2).reshape(n_out, n_in)
+    return pairs

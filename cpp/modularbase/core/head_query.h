@@ -6,12 +6,12 @@
 
 namespace modularbase {
 
-/// What a sampler must know of one row of logits. The certified head returns exact logits for at least these
-/// tokens; every token it leaves out is proven to be none of them.
+/// What a sampler must know of one row of logits. The certified head returns exact logits for at
+/// least these tokens; every token it leaves out is proven to be none of them.
 struct HeadQuery {
-  bool all = false;             // the whole row (logprobs, temperature sampling without a cut)
-  int top_k = 1;                // the top_k largest logits
-  float max_drop = 0.0f;        // and every token within max_drop of the largest (min_p: -temp-free ln p)
+  bool all = false;       // the whole row (logprobs, temperature sampling without a cut)
+  int top_k = 1;          // the top_k largest logits
+  float max_drop = 0.0f;  // and every token within max_drop of the largest (min_p: -temp-free ln p)
   std::vector<TokenId> forced;  // and these (penalised or biased tokens)
 };
 

@@ -17,13 +17,15 @@ double micros(Clock::duration duration) {
 std::int64_t resolve_n_ctx(std::int64_t requested, std::int64_t n_ctx_train) {
   if (requested == 0) return std::min(n_ctx_train, kMaxDefaultCtx);
   if (requested < 1 || requested > n_ctx_train) {
-    throw InvalidRequestError("n_ctx", "1.." + std::to_string(n_ctx_train) + " (the trained context)",
+    throw InvalidRequestError("n_ctx",
+                              "1.." + std::to_string(n_ctx_train) + " (the trained context)",
                               std::to_string(requested));
   }
   return requested;
 }
 
-std::int64_t resolve_n_blocks(std::int64_t budget_bytes, std::size_t block_bytes, std::int64_t n_ctx) {
+std::int64_t resolve_n_blocks(std::int64_t budget_bytes, std::size_t block_bytes,
+                              std::int64_t n_ctx) {
   const std::int64_t n_per_sequence = (n_ctx + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
   if (budget_bytes == 0) return kDefaultSequencesOfRoom * n_per_sequence;
   const std::int64_t n = budget_bytes / static_cast<std::int64_t>(block_bytes);
@@ -37,7 +39,8 @@ std::int64_t resolve_n_blocks(std::int64_t budget_bytes, std::size_t block_bytes
 
 std::int64_t count_parameters(const GgufFile& file) {
   std::int64_t n = 0;
-  for (const GgufTensor& tensor : file.tensors()) n += tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3];
+  for (const GgufTensor& tensor : file.tensors())
+    n += tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3];
   return n;
 }
 
@@ -74,19 +77,22 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
   info_ = describe(file_, *model_, backend_);
   info_.n_ctx = resolve_n_ctx(options.n_ctx, info_.n_ctx_train);
   const KvGeometry geometry{info_.n_layer, info_.n_head_kv, info_.head_dim, options_.kv_type};
-  info_.n_kv_blocks = resolve_n_blocks(options.kv_budget_bytes, geometry.block_bytes(), info_.n_ctx);
+  info_.n_kv_blocks =
+      resolve_n_blocks(options.kv_budget_bytes, geometry.block_bytes(), info_.n_ctx);
   info_.kv_bytes = static_cast<std::size_t>(info_.n_kv_blocks) * geometry.block_bytes();
   cache_ = std::make_unique<KvCache>(geometry, info_.n_kv_blocks, backend_, options_.prefix_cache);
   runner_ = std::make_unique<ModelRunner>(*model_, backend_, *cache_, options_);
   info_.screen_bytes = runner_->screen_bytes();
-  scheduler_ = std::make_unique<Scheduler>(
-      *cache_, SchedulerLimits{options_.n_batch, options_.n_sequences});
+  scheduler_ =
+      std::make_unique<Scheduler>(*cache_, SchedulerLimits{options_.n_batch, options_.n_sequences});
   publish_stats();
   info_.load_us = micros(Clock::now() - started_at);
   thread_ = std::thread([this] { run(); });
 }
 
-Engine::~Engine() { close(); }
+Engine::~Engine() {
+  close();
+}
 
 void Engine::close() {
   {

@@ -14,15 +14,16 @@
 
 namespace modularbase {
 
-/// A resident base serving requests from any thread. One engine thread owns everything below it (scheduler, cache,
-/// runner); callers only exchange specs and tickets with it.
+/// A resident base serving requests from any thread. One engine thread owns everything below it
+/// (scheduler, cache, runner); callers only exchange specs and tickets with it.
 class Engine {
  public:
   /// \throws BaseLoadError, InvalidRequestError, DeviceError.
   Engine(const std::string& path, const EngineOptions& options);
   ~Engine();
 
-  /// Checks the request and queues it. \throws InvalidRequestError, ContextLengthError, KvCacheFullError.
+  /// Checks the request and queues it. \throws InvalidRequestError, ContextLengthError,
+  /// KvCacheFullError.
   TicketPtr submit(RequestSpec spec);
   /// Cancels what runs and stops the engine thread. Later submits throw CancelledError. Idempotent.
   void close();

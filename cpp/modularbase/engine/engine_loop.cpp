@@ -11,13 +11,17 @@ double micros(Clock::duration duration) {
   return std::chrono::duration<double, std::micro>(duration).count();
 }
 
-bool is_cancelled(const Sequence& sequence) { return sequence.ticket->cancelled(); }
+bool is_cancelled(const Sequence& sequence) {
+  return sequence.ticket->cancelled();
+}
 
 bool is_late(const Sequence& sequence) {
   return sequence.spec.deadline && Clock::now() > *sequence.spec.deadline;
 }
 
-bool always(const Sequence&) { return true; }
+bool always(const Sequence&) {
+  return true;
+}
 
 }  // namespace
 
@@ -81,9 +85,12 @@ void Engine::fail(Sequence& sequence) {
 
 void Engine::commit(Sequence& sequence, std::size_t first_output, std::int64_t n_rows) {
   switch (sequence.spec.kind) {
-    case RequestKind::kScore: return commit_score(sequence, n_rows);
-    case RequestKind::kHidden: return commit_hidden(sequence, n_rows);
-    case RequestKind::kGenerate: break;
+    case RequestKind::kScore:
+      return commit_score(sequence, n_rows);
+    case RequestKind::kHidden:
+      return commit_hidden(sequence, n_rows);
+    case RequestKind::kGenerate:
+      break;
   }
   if (n_rows == sequence.n_pending()) {
     commit_generation(sequence, first_output);
@@ -104,7 +111,8 @@ void Engine::commit_generation(Sequence& sequence, std::size_t first_output) {
         n_accepted < n_draft && sequence.tokens.back() == sequence.draft[n_accepted];
     if (reason || !accepted) break;
   }
-  // The last token's KV is not there yet; of a stopped sequence, whose stop token was not appended, all is.
+  // The last token's KV is not there yet; of a stopped sequence, whose stop token was not appended,
+  // all is.
   const bool stopped = reason == FinishReason::kStop;
   sequence.kv.n_tokens = static_cast<std::int64_t>(sequence.tokens.size()) - (stopped ? 0 : 1);
   if (sequence.drafter && n_draft > 0) {
@@ -136,8 +144,7 @@ std::optional<FinishReason> Engine::append_token(Sequence& sequence, const Logit
   }
   GeneratedToken generated{token, 0.0f, {}};
   if (spec.n_logprobs >= 0) {
-    RowLogprobs row =
-        row_logprobs(logits.logits, token, static_cast<std::size_t>(spec.n_logprobs));
+    RowLogprobs row = row_logprobs(logits.logits, token, static_cast<std::size_t>(spec.n_logprobs));
     generated.logprob = row.chosen.logprob;
     generated.top_logprobs = std::move(row.top);
   }
@@ -171,11 +178,13 @@ void Engine::commit_hidden(Sequence& sequence, std::int64_t n_rows) {
   const std::size_t n = sequence.hidden.size() / n_embd;
   std::vector<float> pooled;
   if (sequence.spec.pooling == Pooling::kLast) {
-    pooled.assign(sequence.hidden.end() - static_cast<std::ptrdiff_t>(n_embd), sequence.hidden.end());
+    pooled.assign(sequence.hidden.end() - static_cast<std::ptrdiff_t>(n_embd),
+                  sequence.hidden.end());
   } else if (sequence.spec.pooling == Pooling::kMean) {
     std::vector<double> sum(n_embd, 0.0);
     for (std::size_t i = 0; i < sequence.hidden.size(); ++i) sum[i % n_embd] += sequence.hidden[i];
-    for (const double value : sum) pooled.push_back(static_cast<float>(value / static_cast<double>(n)));
+    for (const double value : sum)
+      pooled.push_back(static_cast<float>(value / static_cast<double>(n)));
   } else {
     pooled = std::move(sequence.hidden);
   }

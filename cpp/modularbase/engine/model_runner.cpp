@@ -10,10 +10,12 @@
 namespace modularbase {
 namespace {
 
-constexpr std::int64_t kMaxShortlistRows = 16;  // beyond, the full product costs less than the screen
+constexpr std::int64_t kMaxShortlistRows =
+    16;  // beyond, the full product costs less than the screen
 constexpr std::size_t kMaxGraphs = 24;
 constexpr std::size_t kMaxGraphBytes = std::size_t{24} << 20;
-constexpr std::int64_t kReferenceKvPad = 256;  // reference graphs are rebuilt every so many positions
+constexpr std::int64_t kReferenceKvPad =
+    256;  // reference graphs are rebuilt every so many positions
 
 std::vector<float> rope_frequencies(const Model& model) {
   const ModelConfig& c = model.config;
@@ -33,7 +35,8 @@ std::vector<float> rope_frequencies(const Model& model) {
 // An input that the graph does not use (a hidden state before any attention) has no memory.
 template <class T>
 void set_input(Tensor tensor, const std::vector<T>& values) {
-  if (tensor && tensor->buffer) ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
+  if (tensor && tensor->buffer)
+    ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
 }
 
 void get_output(Tensor tensor, std::vector<float>& values) {
@@ -176,9 +179,8 @@ void ModelRunner::fill_reference(StepGraph& step, const StepPlan& plan) {
   std::vector<std::int32_t> positions;
   std::vector<std::int64_t> write_rows;
   // Padding reads a row that is always written, so that masked garbage is never NaN.
-  std::vector<std::int32_t> read_rows(
-      static_cast<std::size_t>(n_kv * n_head_kv),
-      static_cast<std::int32_t>(cache_row(plan.spans[0], 0, 0)));
+  std::vector<std::int32_t> read_rows(static_cast<std::size_t>(n_kv * n_head_kv),
+                                      static_cast<std::int32_t>(cache_row(plan.spans[0], 0, 0)));
   std::vector<float> mask(static_cast<std::size_t>(n_kv * plan.n_rows),
                           -std::numeric_limits<float>::infinity());
   std::int64_t row = 0;

@@ -11,8 +11,8 @@
 
 namespace modularbase {
 
-/// Executes step plans: picks or builds the graph, fills its inputs, computes, and shows the outputs.
-/// Engine thread only.
+/// Executes step plans: picks or builds the graph, fills its inputs, computes, and shows the
+/// outputs. Engine thread only.
 class ModelRunner {
  public:
   ModelRunner(const Model& model, Backend& backend, KvCache& cache, const ResolvedOptions& options);

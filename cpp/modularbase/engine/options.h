@@ -15,11 +15,11 @@ enum class HeadPath {
 
 /// Everything Engine::load can be told. The Python dataclass of the same name has the same fields.
 struct EngineOptions {
-  std::string dtype = "auto";        // auto, keep, f16, bf16, f32
-  std::string device = "auto";       // auto, cpu, cuda
-  std::string kv_type = "f16";       // f16, bf16
-  int n_threads = 0;                 // 0: one per core this process may use
-  std::int64_t n_ctx = 0;            // longest sequence; 0: what the model was trained for, at most 32768
+  std::string dtype = "auto";   // auto, keep, f16, bf16, f32
+  std::string device = "auto";  // auto, cpu, cuda
+  std::string kv_type = "f16";  // f16, bf16
+  int n_threads = 0;            // 0: one per core this process may use
+  std::int64_t n_ctx = 0;  // longest sequence; 0: what the model was trained for, at most 32768
   std::int64_t kv_budget_bytes = 0;  // memory for KV blocks; 0: room for two sequences of n_ctx
   int n_batch = 512;                 // most rows of one step
   int n_sequences = 64;              // most requests running at once

@@ -30,13 +30,13 @@ struct RequestSpec {
   std::vector<TokenId> prompt;
   // kGenerate
   SamplingParams sampling;
-  std::int64_t max_tokens = -1;     // -1: until a stop token or the end of the context
-  std::vector<TokenId> stop_ids;    // end-of-generation tokens; empty: none stops it
-  int n_logprobs = -1;              // -1: none; n: the chosen token's and the n largest
-  int n_draft = 0;                  // most tokens drafted a step by prompt lookup; 0: no speculation
+  std::int64_t max_tokens = -1;   // -1: until a stop token or the end of the context
+  std::vector<TokenId> stop_ids;  // end-of-generation tokens; empty: none stops it
+  int n_logprobs = -1;            // -1: none; n: the chosen token's and the n largest
+  int n_draft = 0;                // most tokens drafted a step by prompt lookup; 0: no speculation
   std::optional<Clock::time_point> deadline;
   // kHidden
-  int layer = 0;                    // residual stream entering this layer; n_layer + 1: after the output norm
+  int layer = 0;  // residual stream entering this layer; n_layer + 1: after the output norm
   Pooling pooling = Pooling::kNone;
 };
 
@@ -59,7 +59,7 @@ struct RequestResult {
   std::vector<GeneratedToken> tokens;
   std::optional<FinishReason> finish_reason;  // set when finished without an error
   std::vector<float> logprobs;                // kScore: of prompt[1..]
-  std::vector<float> hidden;                  // kHidden: [n_embd, n_prompt], or [n_embd] when pooled
+  std::vector<float> hidden;  // kHidden: [n_embd, n_prompt], or [n_embd] when pooled
   std::int64_t n_prompt = 0;
   std::int64_t n_cached = 0;    // prompt tokens that were not computed again
   std::int64_t n_drafted = 0;   // speculation: tokens proposed
@@ -70,10 +70,11 @@ struct RequestResult {
 /// The caller's hold on a request. Thread-safe; the engine thread is the only writer.
 class Ticket {
  public:
-  /// Waits until there are more than n_seen tokens or the request has finished, at most timeout. Returns the tokens
-  /// after the first n_seen. \throws what made the request fail.
+  /// Waits until there are more than n_seen tokens or the request has finished, at most timeout.
+  /// Returns the tokens after the first n_seen. \throws what made the request fail.
   std::vector<GeneratedToken> wait_tokens(std::size_t n_seen, std::chrono::milliseconds timeout);
-  /// Waits for the end, at most timeout; false when it has not ended. \throws what made the request fail.
+  /// Waits for the end, at most timeout; false when it has not ended. \throws what made the request
+  /// fail.
   bool wait_finished(std::chrono::milliseconds timeout);
   bool finished() const;
   /// A copy of what is there now.

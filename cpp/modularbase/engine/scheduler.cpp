@@ -73,8 +73,8 @@ void Scheduler::plan_generation(StepPlan& plan) {
   const auto n_decoding = std::count_if(running_.begin(), running_.end(),
                                         [](const auto& s) { return s->is_decoding(); });
   if (n_decoding > 0) {
-    n_prompt_rows = std::max<std::int64_t>(
-        1, std::min(n_prompt_rows - n_decoding, kPromptRowsBesideDecoding));
+    n_prompt_rows =
+        std::max<std::int64_t>(1, std::min(n_prompt_rows - n_decoding, kPromptRowsBesideDecoding));
   }
   // In order of arrival: only sequences behind the current one are ever preempted for it.
   for (std::size_t i = 0; i < running_.size(); ++i) {
@@ -100,7 +100,8 @@ void Scheduler::plan_generation(StepPlan& plan) {
 }
 
 void Scheduler::add_span(StepPlan& plan, Sequence& sequence, std::int64_t n_rows) {
-  // Drafted rows lie behind the tokens only while the step runs; commit takes back what was not accepted.
+  // Drafted rows lie behind the tokens only while the step runs; commit takes back what was not
+  // accepted.
   sequence.tokens.insert(sequence.tokens.end(), sequence.draft.begin(), sequence.draft.end());
   const auto rows = std::span<const TokenId>(sequence.tokens)
                         .subspan(static_cast<std::size_t>(sequence.kv.n_tokens),

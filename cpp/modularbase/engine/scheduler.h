@@ -16,10 +16,10 @@ struct SchedulerLimits {
   int n_sequences;  // running at once
 };
 
-/// Decides which rows the next step computes. Waiting requests are admitted in order of arrival; each running
-/// sequence gets its next token's row first, prompts share what is left in chunks. When blocks run out, the
-/// sequence that came last gives its blocks back and waits; it goes on later from its tokens.
-/// Engine thread only.
+/// Decides which rows the next step computes. Waiting requests are admitted in order of arrival;
+/// each running sequence gets its next token's row first, prompts share what is left in chunks.
+/// When blocks run out, the sequence that came last gives its blocks back and waits; it goes on
+/// later from its tokens. Engine thread only.
 class Scheduler {
  public:
   Scheduler(KvCache& cache, const SchedulerLimits& limits) : cache_(cache), limits_(limits) {}

@@ -18,21 +18,20 @@ struct Sequence {
   TicketPtr ticket;
   Sampler sampler;
   std::optional<NgramDraft> drafter;
-  std::vector<TokenId> tokens;  // prompt and what was generated; kv.n_tokens of them are in the cache
-  std::vector<TokenId> draft;   // rows of this step behind the last token, not yet accepted
+  std::vector<TokenId>
+      tokens;  // prompt and what was generated; kv.n_tokens of them are in the cache
+  std::vector<TokenId> draft;  // rows of this step behind the last token, not yet accepted
   KvSequence kv;
   bool started = false;
   bool prompt_published = false;
   std::int64_t n_generated = 0;
-  std::vector<float> hidden;    // kHidden: rows so far, [n_embd, n]
+  std::vector<float> hidden;  // kHidden: rows so far, [n_embd, n]
   Clock::time_point submitted_at;
   Clock::time_point started_at;
   Clock::time_point first_token_at;
 
   /// Tokens whose KV is not in the cache yet.
-  std::int64_t n_pending() const {
-    return static_cast<std::int64_t>(tokens.size()) - kv.n_tokens;
-  }
+  std::int64_t n_pending() const { return static_cast<std::int64_t>(tokens.size()) - kv.n_tokens; }
   bool is_decoding() const { return spec.kind == RequestKind::kGenerate && n_pending() == 1; }
 };
 

@@ -18,8 +18,8 @@ struct GraphKey {
   GraphEnd end;
   std::int64_t n_rows;
   std::int64_t n_out;
-  int hidden_layer;    // kHidden only, else 0
-  std::int64_t n_kv;   // reference attention only (padded), else 0
+  int hidden_layer;   // kHidden only, else 0
+  std::int64_t n_kv;  // reference attention only (padded), else 0
   bool operator==(const GraphKey&) const = default;
 };
 
@@ -29,10 +29,10 @@ struct GraphParts {
   const KvMemory* memory;
   KernelPath attention_path;
   KernelPath linear_path;
-  LayerHook* hook;                          // null: the plain base
-  const kernels::AttentionBatch* batch;     // refilled before each step
+  LayerHook* hook;                       // null: the plain base
+  const kernels::AttentionBatch* batch;  // refilled before each step
   kernels::AttentionScratch* scratch;
-  kernels::HeadOp head;                     // refilled before each step
+  kernels::HeadOp head;  // refilled before each step
 };
 
 /// A built graph with its inputs and outputs; the ones its key does not have are null.
@@ -41,15 +41,15 @@ struct StepGraph {
 
   GraphKey key;
   Graph graph;
-  Tensor token_ids = nullptr;  // I32 [n_rows]
-  Tensor out_rows = nullptr;   // I32 [n_out]; null when every row is wanted
-  Tensor targets = nullptr;    // I32 [n_out]
-  Tensor head_input = nullptr; // F32 [n_embd, n_out], kHeadOnly
+  Tensor token_ids = nullptr;   // I32 [n_rows]
+  Tensor out_rows = nullptr;    // I32 [n_out]; null when every row is wanted
+  Tensor targets = nullptr;     // I32 [n_out]
+  Tensor head_input = nullptr;  // F32 [n_embd, n_out], kHeadOnly
   ReferenceInputs reference;
-  Tensor normed = nullptr;     // [n_embd, n_out]
-  Tensor logits = nullptr;     // [n_vocab, n_out]
-  Tensor logprobs = nullptr;   // [n_out]
-  Tensor hidden = nullptr;     // [n_embd, n_rows]
+  Tensor normed = nullptr;    // [n_embd, n_out]
+  Tensor logits = nullptr;    // [n_vocab, n_out]
+  Tensor logprobs = nullptr;  // [n_out]
+  Tensor hidden = nullptr;    // [n_embd, n_rows]
 
  private:
   void build(const GraphParts& parts);

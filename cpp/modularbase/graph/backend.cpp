@@ -59,7 +59,9 @@ Backend::Backend(const std::string& device, int n_threads) : n_threads_(n_thread
   }
 }
 
-std::string Backend::name() const { return ggml_backend_name(handle_.get()); }
+std::string Backend::name() const {
+  return ggml_backend_name(handle_.get());
+}
 
 BufferPtr Backend::allocate(ggml_context* ctx, const std::string& what) const {
   BufferPtr buffer(ggml_backend_alloc_ctx_tensors(ctx, handle_.get()));

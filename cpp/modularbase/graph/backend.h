@@ -31,7 +31,8 @@ std::vector<std::string> cpu_features();
 /// The device graphs run on, and its threads. Not thread-safe: one caller computes at a time.
 class Backend {
  public:
-  /// device is "cpu", "cuda", or "auto" (a GPU when this build has one and one is there, else the CPU).
+  /// device is "cpu", "cuda", or "auto" (a GPU when this build has one and one is there, else the
+  /// CPU).
   /// \throws DeviceError when the device is unknown, absent or not built in.
   Backend(const std::string& device, int n_threads);
 

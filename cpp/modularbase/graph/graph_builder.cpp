@@ -38,11 +38,10 @@ void expect_shape(const ggml_tensor* tensor, const std::string& what,
 }
 
 Graph::Graph(std::size_t max_nodes) {
-  const ggml_init_params params{
-      .mem_size = max_nodes * kTensorsPerNode * ggml_tensor_overhead() +
-                  ggml_graph_overhead_custom(max_nodes, false),
-      .mem_buffer = nullptr,
-      .no_alloc = true};
+  const ggml_init_params params{.mem_size = max_nodes * kTensorsPerNode * ggml_tensor_overhead() +
+                                            ggml_graph_overhead_custom(max_nodes, false),
+                                .mem_buffer = nullptr,
+                                .no_alloc = true};
   ctx_.reset(ggml_init(params));
   cgraph_ = ggml_new_graph_custom(ctx_.get(), max_nodes, false);
 }
@@ -82,7 +81,9 @@ Tensor GraphBuilder::tag(Tensor tensor, const char* name, int layer) {
   return tensor;
 }
 
-Tensor GraphBuilder::get_rows(Tensor table, Tensor ids) { return ggml_get_rows(ctx_, table, ids); }
+Tensor GraphBuilder::get_rows(Tensor table, Tensor ids) {
+  return ggml_get_rows(ctx_, table, ids);
+}
 
 Tensor GraphBuilder::rms_norm(Tensor x, Tensor weight, float eps) {
   expect_shape(weight, weight->name, {x->ne[0], 1});
@@ -103,8 +104,8 @@ Tensor GraphBuilder::custom(std::unique_ptr<CustomNode> node, std::int64_t ne0, 
                             std::initializer_list<Tensor> sources) {
   std::vector<Tensor> args(sources);
   CustomNode* raw = graph_.nodes_.emplace_back(std::move(node)).get();
-  return ggml_custom_4d(ctx_, GGML_TYPE_F32, ne0, ne1, 1, 1, args.data(), static_cast<int>(args.size()),
-                        run_custom_node, GGML_N_TASKS_MAX, raw);
+  return ggml_custom_4d(ctx_, GGML_TYPE_F32, ne0, ne1, 1, 1, args.data(),
+                        static_cast<int>(args.size()), run_custom_node, GGML_N_TASKS_MAX, raw);
 }
 
 Tensor GraphBuilder::custom_inplace(std::unique_ptr<CustomNode> node, Tensor target) {

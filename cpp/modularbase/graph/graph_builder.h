@@ -14,7 +14,8 @@ namespace modularbase {
 
 using Tensor = ggml_tensor*;
 
-/// The arguments of one custom node. Lives as long as its graph; `run` is called by every compute thread.
+/// The arguments of one custom node. Lives as long as its graph; `run` is called by every compute
+/// thread.
 class CustomNode {
  public:
   virtual ~CustomNode() = default;
@@ -42,8 +43,8 @@ class Graph {
   std::vector<std::unique_ptr<CustomNode>> nodes_;
 };
 
-/// Named, shape-checked operations. Building is pure: nothing is computed, read or allocated but headers.
-/// A wrong shape is an Error that names the tensor; ggml's own checks abort the process.
+/// Named, shape-checked operations. Building is pure: nothing is computed, read or allocated but
+/// headers. A wrong shape is an Error that names the tensor; ggml's own checks abort the process.
 class GraphBuilder {
  public:
   explicit GraphBuilder(Graph& graph) : graph_(graph), ctx_(graph.ctx()) {}
@@ -56,13 +57,14 @@ class GraphBuilder {
   Tensor output(Tensor tensor, const char* name);
   /// Adds a node that nothing later depends on (a write into the KV cache).
   void expand(Tensor tensor) { ggml_build_forward_expand(graph_.cgraph(), tensor); }
-  /// Names a block boundary "name-layer", as llama.cpp does, so that tests can compare node by node.
+  /// Names a block boundary "name-layer", as llama.cpp does, so that tests can compare node by
+  /// node.
   Tensor tag(Tensor tensor, const char* name, int layer);
 
-  Tensor get_rows(Tensor table, Tensor ids);                // [ne0, n_rows], [n_ids] -> [ne0, n_ids]
-  Tensor rms_norm(Tensor x, Tensor weight, float eps);      // [n_embd, n_rows], [n_embd]
-  Tensor mul_mat(Tensor weight, Tensor x);                  // [n_in, n_out], [n_in, n] -> [n_out, n]
-  Tensor add(Tensor a, Tensor b);                           // same shape, or b broadcast over rows
+  Tensor get_rows(Tensor table, Tensor ids);            // [ne0, n_rows], [n_ids] -> [ne0, n_ids]
+  Tensor rms_norm(Tensor x, Tensor weight, float eps);  // [n_embd, n_rows], [n_embd]
+  Tensor mul_mat(Tensor weight, Tensor x);              // [n_in, n_out], [n_in, n] -> [n_out, n]
+  Tensor add(Tensor a, Tensor b);                       // same shape, or b broadcast over rows
 
   /// A node computed by our own code on the CPU.
   Tensor custom(std::unique_ptr<CustomNode> node, std::int64_t ne0, std::int64_t ne1,
@@ -75,7 +77,8 @@ class GraphBuilder {
   ggml_context* ctx_;
 };
 
-/// \throws Error "what: expected [a, b], found [c, d]" unless the first dimensions are these (-1: any).
+/// \throws Error "what: expected [a, b], found [c, d]" unless the first dimensions are these (-1:
+/// any).
 void expect_shape(const ggml_tensor* tensor, const std::string& what,
                   std::initializer_list<std::int64_t> ne);
 

@@ -4,13 +4,13 @@
 
 namespace modularbase {
 
-/// What a family calls after each FFN. Packs implement it (adapters/); without a hook the graph is the plain
-/// base, node for node.
+/// What a family calls after each FFN. Packs implement it (adapters/); without a hook the graph is
+/// the plain base, node for node.
 class LayerHook {
  public:
   virtual ~LayerHook() = default;
-  /// x [n_embd, n_rows] is the FFN's input (after ffn_norm), h [n_embd, n_rows] the residual stream with the
-  /// FFN's output added. Returns h with whatever the hook adds at this layer, or h itself.
+  /// x [n_embd, n_rows] is the FFN's input (after ffn_norm), h [n_embd, n_rows] the residual stream
+  /// with the FFN's output added. Returns h with whatever the hook adds at this layer, or h itself.
   virtual Tensor after_ffn(GraphBuilder& g, Tensor x, Tensor h, int layer) = 0;
 };
 

@@ -5,7 +5,9 @@
 
 namespace modularbase::kernels {
 
-bool attention_supported(std::int64_t head_dim) { return head_dim % 16 == 0 && head_dim <= 256; }
+bool attention_supported(std::int64_t head_dim) {
+  return head_dim % 16 == 0 && head_dim <= 256;
+}
 
 void attention(const AttentionArgs& args, int, int) {
   const auto& items = args.scratch->items();

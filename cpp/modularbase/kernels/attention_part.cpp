@@ -1,5 +1,5 @@
-// Attention of the few rows of a short span over one part of its positions: reads each key and value once for all
-// query heads of the group.
+// Attention of the few rows of a short span over one part of its positions: reads each key and
+// value once for all query heads of the group.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -21,7 +21,8 @@ struct Gathered {
   float* o;    // [head_dim]
 };
 
-// scores[g][j] = q_g . k_j for 64 tokens (all of them: a partly filled block holds old numbers, ignored later).
+// scores[g][j] = q_g . k_j for 64 tokens (all of them: a partly filled block holds old numbers,
+// ignored later).
 template <class Cache, int G>
 void block_scores(const float* q, std::int64_t head_dim, const std::uint16_t* k, int n_tokens,
                   float (*scores)[kBlockTokens]) {
@@ -135,8 +136,8 @@ void attend_row(const AttentionArgs& args, const AttentionSpan& span, const Atte
   alignas(64) float q[kMaxGroup * 256];
   for (std::int64_t g0 = 0; g0 < group; g0 += kMaxGroup) {
     const int n = static_cast<int>(std::min<std::int64_t>(kMaxGroup, group - g0));
-    const float* source = args.qkv + (span.row0 + row) * args.qkv_stride +
-                          (item.kv_head * group + g0) * head_dim;
+    const float* source =
+        args.qkv + (span.row0 + row) * args.qkv_stride + (item.kv_head * group + g0) * head_dim;
     for (std::int64_t i = 0; i < n * head_dim; ++i) q[i] = source[i] * args.scale;
     Gathered gathered[kMaxGroup];
     for (int g = 0; g < n; ++g) {
@@ -146,10 +147,17 @@ void attend_row(const AttentionArgs& args, const AttentionSpan& span, const Atte
       std::fill(at + 1, at + 2 + head_dim, 0.0f);
     }
     switch (n) {
-      case 1: attend_heads<Cache, 1>(args, span, item, row, q, gathered); break;
-      case 2: attend_heads<Cache, 2>(args, span, item, row, q, gathered); break;
-      case 3: attend_heads<Cache, 3>(args, span, item, row, q, gathered); break;
-      default: attend_heads<Cache, 4>(args, span, item, row, q, gathered);
+      case 1:
+        attend_heads<Cache, 1>(args, span, item, row, q, gathered);
+        break;
+      case 2:
+        attend_heads<Cache, 2>(args, span, item, row, q, gathered);
+        break;
+      case 3:
+        attend_heads<Cache, 3>(args, span, item, row, q, gathered);
+        break;
+      default:
+        attend_heads<Cache, 4>(args, span, item, row, q, gathered);
     }
   }
 }
@@ -210,7 +218,8 @@ void attend_part(const AttentionArgs& args, const AttentionItem& item) {
     n_done.store(0, std::memory_order_relaxed);
   }
   for (int row = 0; row < span.n_rows; ++row) {
-    const int n_parts = (span.pos0 + row) / kPartTokens + 1;  // later parts hold nothing of this row
+    const int n_parts =
+        (span.pos0 + row) / kPartTokens + 1;  // later parts hold nothing of this row
     merge_row(args, span, item, row, partials + row * stride, part_stride, n_parts);
   }
 }

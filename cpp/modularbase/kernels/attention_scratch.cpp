@@ -20,8 +20,8 @@ void AttentionScratch::plan_tiles(const AttentionSpan& span, std::int32_t index,
   }
 }
 
-void AttentionScratch::plan(const AttentionBatch& batch, std::int64_t n_head, std::int64_t n_head_kv,
-                            std::int64_t head_dim) {
+void AttentionScratch::plan(const AttentionBatch& batch, std::int64_t n_head,
+                            std::int64_t n_head_kv, std::int64_t head_dim) {
   items_.clear();
   const std::int64_t stride = partial_stride(n_head / n_head_kv, head_dim);
   std::int64_t n_partials = 0;

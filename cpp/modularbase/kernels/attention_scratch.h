@@ -16,18 +16,20 @@ inline constexpr int kTileRows = 64;
 // A long sequence is split at every so many positions, so that threads can share it.
 inline constexpr int kPartTokens = 256;
 
-/// One piece of a layer's attention: a tile of rows, or a part of the positions of a short span, for one kv head.
+/// One piece of a layer's attention: a tile of rows, or a part of the positions of a short span,
+/// for one kv head.
 struct AttentionItem {
   std::int32_t span;
   std::int32_t kv_head;
-  std::int32_t first;     // first row of the tile, or index of the part
-  std::int32_t n_parts;   // 0: a tile
-  std::int64_t partials;  // short spans of several parts: where their results go in the scratch, in floats
-  std::int32_t merge;     // and the counter of finished parts
+  std::int32_t first;    // first row of the tile, or index of the part
+  std::int32_t n_parts;  // 0: a tile
+  std::int64_t
+      partials;  // short spans of several parts: where their results go in the scratch, in floats
+  std::int32_t merge;  // and the counter of finished parts
 };
 
-/// The pieces of a step, the same for every layer, and room for partial results. Planned before the step runs, read by
-/// all threads during it; grows to the largest step seen.
+/// The pieces of a step, the same for every layer, and room for partial results. Planned before the
+/// step runs, read by all threads during it; grows to the largest step seen.
 class AttentionScratch {
  public:
   void plan(const AttentionBatch& batch, std::int64_t n_head, std::int64_t n_head_kv,
@@ -49,8 +51,8 @@ class AttentionScratch {
   std::int32_t n_merges_ = 0;
 };
 
-/// Floats of one row's partial result of one part: per query head of the group its maximum, its sum, and head_dim
-/// weighted values.
+/// Floats of one row's partial result of one part: per query head of the group its maximum, its
+/// sum, and head_dim weighted values.
 inline std::int64_t partial_stride(std::int64_t group, std::int64_t head_dim) {
   return group * (head_dim + 2);
 }

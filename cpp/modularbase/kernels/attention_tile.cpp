@@ -1,5 +1,6 @@
-// Attention of a tile of rows of one sequence: every key and value is converted once and shared by all rows and query
-// heads of the group. Vector lanes run along the queries, so softmax needs no sums across lanes.
+// Attention of a tile of rows of one sequence: every key and value is converted once and shared by
+// all rows and query heads of the group. Vector lanes run along the queries, so softmax needs no
+// sums across lanes.
 #include <algorithm>
 #include <vector>
 
@@ -12,7 +13,7 @@ namespace {
 constexpr int kVecs = 3;
 constexpr int kStrip = kVecs * simd::kLanes;  // queries computed together
 constexpr int kRows = 8;                      // kRows x kVecs sums fit the registers
-constexpr float kMasked = -1e30f;             // far below any score, finite so that differences are too
+constexpr float kMasked = -1e30f;  // far below any score, finite so that differences are too
 
 /// A thread's room for one tile; queries are counted row by row, heads of the group inside a row.
 struct TileRoom {
@@ -135,8 +136,8 @@ class Tile {
     float* weights = room_.weights.data();
     for (int token = 0; token < n_tokens; token += kRows) {
       strip_product<false>(room_.keys.data() + token * head_dim_, head_dim_, 1,
-                           room_.queries.data() + strip, n_queries_, weights + token * kStrip, kStrip,
-                           static_cast<int>(head_dim_));
+                           room_.queries.data() + strip, n_queries_, weights + token * kStrip,
+                           kStrip, static_cast<int>(head_dim_));
     }
     const int first_position = room_.position[static_cast<std::size_t>(strip)];
     if (first + n_tokens - 1 > first_position) mask(strip, first, n_tokens);
@@ -163,7 +164,8 @@ class Tile {
       float* sum = room_.sum.data() + strip + v * simd::kLanes;
       const simd::Vec old_max = simd::load(max);
       simd::Vec new_max = old_max;
-      for (int t = 0; t < n_tokens; ++t) new_max = simd::max(new_max, simd::load(scores + t * kStrip));
+      for (int t = 0; t < n_tokens; ++t)
+        new_max = simd::max(new_max, simd::load(scores + t * kStrip));
       const simd::Vec shrink = simd::exp(old_max - new_max);
       simd::Vec total = simd::load(sum) * shrink;
       for (int t = 0; t < n_tokens; ++t) {

@@ -137,7 +137,8 @@ Tensor rope_store_node(GraphBuilder& g, const AttentionOp& op, Tensor qkv) {
 }
 
 Tensor attention_node(GraphBuilder& g, const AttentionOp& op, Tensor qkv) {
-  return g.custom(std::make_unique<AttentionNode>(op), op.n_head * op.kv.head_dim, qkv->ne[1], {qkv});
+  return g.custom(std::make_unique<AttentionNode>(op), op.n_head * op.kv.head_dim, qkv->ne[1],
+                  {qkv});
 }
 
 Tensor certified_head_node(GraphBuilder& g, const HeadOp& op, Tensor x) {

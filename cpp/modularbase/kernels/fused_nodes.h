@@ -9,14 +9,16 @@
 
 namespace modularbase::kernels {
 
-/// The kernels of this folder as graph nodes (CPU only). Each has a reference made of ggml ops in models/.
+/// The kernels of this folder as graph nodes (CPU only). Each has a reference made of ggml ops in
+/// models/.
 
 struct LinearOp {
   std::vector<Tensor> weights;  // each [n_in, n_out]
   std::vector<Tensor> biases;   // each [n_out] or null, as many as weights
   Epilogue epilogue = Epilogue::kNone;
 };
-/// x [n_in, n_rows] -> [sum of n_out, n_rows] ([n_out, n_rows] for kSwiGlu). residual is null or [n_out, n_rows].
+/// x [n_in, n_rows] -> [sum of n_out, n_rows] ([n_out, n_rows] for kSwiGlu). residual is null or
+/// [n_out, n_rows].
 Tensor linear_node(GraphBuilder& g, const LinearOp& op, Tensor x, Tensor residual);
 
 struct AttentionOp {

@@ -21,7 +21,8 @@ constexpr int kTileW = 4, kTileX = 2;
 #endif
 
 constexpr int kSums = kTileW * kTileX;
-constexpr int kFewRows = kSums / 3;  // so many rows of x are one panel: weights are read once, from memory
+constexpr int kFewRows =
+    kSums / 3;  // so many rows of x are one panel: weights are read once, from memory
 
 /// Memory of one thread that only grows: nothing is allocated once the largest step has been seen.
 class Scratch {
@@ -43,7 +44,8 @@ class Scratch {
   std::size_t n_bytes_ = 0;
 };
 
-/// The part of the output that one run of tiles has finished: columns [col, col + n_cols) of one row.
+/// The part of the output that one run of tiles has finished: columns [col, col + n_cols) of one
+/// row.
 struct OutputSpan {
   const float* sums;     // W x
   const float* up_sums;  // of the second weight (kSwiGlu)
@@ -53,7 +55,9 @@ struct OutputSpan {
   float* y;
 };
 
-simd::Vec load_part(const float* p, int n) { return n == simd::kLanes ? simd::load(p) : simd::load_first(p, n); }
+simd::Vec load_part(const float* p, int n) {
+  return n == simd::kLanes ? simd::load(p) : simd::load_first(p, n);
+}
 
 void store_part(float* p, int n, simd::Vec v) {
   n == simd::kLanes ? simd::store(p, v) : simd::store_first(p, n, v);
@@ -74,11 +78,14 @@ void finish(const OutputSpan& span, int n_cols) {
   }
 }
 
-/// A block of x rows as the tiles read it: panels of up to kTileX rows, interleaved step by step, zero beyond n_in.
+/// A block of x rows as the tiles read it: panels of up to kTileX rows, interleaved step by step,
+/// zero beyond n_in.
 template <class T>
 class PackedX {
  public:
-  static std::int64_t row_elems(std::int64_t n_in) { return (n_in + T::kStep - 1) / T::kStep * T::kStep; }
+  static std::int64_t row_elems(std::int64_t n_in) {
+    return (n_in + T::kStep - 1) / T::kStep * T::kStep;
+  }
 
   PackedX(typename T::XElem* memory, std::int64_t n_in) : memory_(memory), n_in_(n_in) {}
 
@@ -96,7 +103,9 @@ class PackedX {
   /// Panels differ by one row at most, so that no tile is left with a single row.
   std::int64_t first_row(std::int64_t p) const { return p * n_rows_ / n_panels_; }
   int rows(std::int64_t p) const { return static_cast<int>(first_row(p + 1) - first_row(p)); }
-  typename T::XElem* panel(std::int64_t p) const { return memory_ + first_row(p) * row_elems(n_in_); }
+  typename T::XElem* panel(std::int64_t p) const {
+    return memory_ + first_row(p) * row_elems(n_in_);
+  }
 
  private:
   void pack_row(const float* src, std::int64_t p, int j) {
@@ -115,8 +124,8 @@ class PackedX {
 
 /// sums [kColumnBlock, kXRows] = columns [begin, end) of W x for one panel, each weight read once.
 template <class T, int kWRows, int kXRows, bool kPrefetch>
-void multiply_panel(const typename T::Elem* w, std::int64_t n_cols, const typename T::XElem* x, std::int64_t n_in,
-                    float* sums) {
+void multiply_panel(const typename T::Elem* w, std::int64_t n_cols, const typename T::XElem* x,
+                    std::int64_t n_in, float* sums) {
   for (std::int64_t col = 0; col < n_cols; col += kWRows) {
     const int n_w = static_cast<int>(std::min<std::int64_t>(kWRows, n_cols - col));
     dot_tile<T, kWRows, kXRows, kPrefetch>(w + col * n_in, n_w, x, n_in, sums + col, kColumnBlock);
@@ -125,25 +134,34 @@ void multiply_panel(const typename T::Elem* w, std::int64_t n_cols, const typena
 
 /// The whole product of a few rows of x: shapes whose sums fill the registers.
 template <class T>
-void multiply_few(const typename T::Elem* w, std::int64_t n_cols, const PackedX<T>& x, std::int64_t n_in, float* sums) {
+void multiply_few(const typename T::Elem* w, std::int64_t n_cols, const PackedX<T>& x,
+                  std::int64_t n_in, float* sums) {
   const auto* panel = x.panel(0);
   switch (x.rows(0)) {
-    case 1: return dot_rows<T>(w, static_cast<int>(n_cols), panel, n_in, sums);
-    case 2: return multiply_panel<T, kTileW, 2, true>(w, n_cols, panel, n_in, sums);
-    case 3: return multiply_panel<T, kTileW, 3, true>(w, n_cols, panel, n_in, sums);
-    case 4: return multiply_panel<T, kSums / 4, 4, true>(w, n_cols, panel, n_in, sums);
-    case 5: return multiply_panel<T, kSums / 5, 5, true>(w, n_cols, panel, n_in, sums);
-    case 6: return multiply_panel<T, kSums / 6, 6, true>(w, n_cols, panel, n_in, sums);
-    case 7: return multiply_panel<T, kSums / 7, 7, true>(w, n_cols, panel, n_in, sums);
+    case 1:
+      return dot_rows<T>(w, static_cast<int>(n_cols), panel, n_in, sums);
+    case 2:
+      return multiply_panel<T, kTileW, 2, true>(w, n_cols, panel, n_in, sums);
+    case 3:
+      return multiply_panel<T, kTileW, 3, true>(w, n_cols, panel, n_in, sums);
+    case 4:
+      return multiply_panel<T, kSums / 4, 4, true>(w, n_cols, panel, n_in, sums);
+    case 5:
+      return multiply_panel<T, kSums / 5, 5, true>(w, n_cols, panel, n_in, sums);
+    case 6:
+      return multiply_panel<T, kSums / 6, 6, true>(w, n_cols, panel, n_in, sums);
+    case 7:
+      return multiply_panel<T, kSums / 7, 7, true>(w, n_cols, panel, n_in, sums);
     default:
-      if constexpr (kFewRows == 8) multiply_panel<T, kSums / 8, 8, true>(w, n_cols, panel, n_in, sums);
+      if constexpr (kFewRows == 8)
+        multiply_panel<T, kSums / 8, 8, true>(w, n_cols, panel, n_in, sums);
   }
 }
 
 /// sums [kColumnBlock, rows of x] = columns [begin, end) of W x.
 template <class T>
-void multiply(const LinearWeight& weight, std::int64_t begin, std::int64_t end, const PackedX<T>& x, std::int64_t n_in,
-              float* sums) {
+void multiply(const LinearWeight& weight, std::int64_t begin, std::int64_t end, const PackedX<T>& x,
+              std::int64_t n_in, float* sums) {
   const auto* weights = static_cast<const typename T::Elem*>(weight.data);
   if (x.n_panels() == 1) return multiply_few<T>(weights + begin * n_in, end - begin, x, n_in, sums);
   for (std::int64_t col = begin; col < end; col += kTileW) {
@@ -164,8 +182,8 @@ void multiply(const LinearWeight& weight, std::int64_t begin, std::int64_t end, 
 }
 
 template <class T>
-void run_chunk(const LinearArgs& args, const LinearPlan& plan, const LinearPlan::Chunk& chunk, const PackedX<T>& x,
-               float* sums) {
+void run_chunk(const LinearArgs& args, const LinearPlan& plan, const LinearPlan::Chunk& chunk,
+               const PackedX<T>& x, float* sums) {
   const bool is_swiglu = args.epilogue == Epilogue::kSwiGlu;
   const LinearWeight& weight = args.weights[chunk.weight];
   const LinearWeight& up = args.weights[is_swiglu ? 1 : 0];
@@ -193,11 +211,14 @@ void run_chunk(const LinearArgs& args, const LinearPlan& plan, const LinearPlan:
 template <class T>
 void run(const LinearArgs& args, int nth) {
   using XElem = typename T::XElem;
-  const std::int64_t row_bytes = PackedX<T>::row_elems(args.n_in) * static_cast<std::int64_t>(sizeof(XElem));
+  const std::int64_t row_bytes =
+      PackedX<T>::row_elems(args.n_in) * static_cast<std::int64_t>(sizeof(XElem));
   const LinearPlan plan(args, row_bytes, nth);
-  const std::int64_t sums_bytes = 2 * plan.x_block() * kColumnBlock * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t sums_bytes =
+      2 * plan.x_block() * kColumnBlock * static_cast<std::int64_t>(sizeof(float));
   thread_local Scratch scratch;
-  std::byte* memory = scratch.at_least(static_cast<std::size_t>(sums_bytes + plan.x_block() * row_bytes));
+  std::byte* memory =
+      scratch.at_least(static_cast<std::size_t>(sums_bytes + plan.x_block() * row_bytes));
   PackedX<T> x(reinterpret_cast<XElem*>(memory + sums_bytes), args.n_in);
   for (;;) {
     const int index = args.next_chunk->fetch_add(1, std::memory_order_relaxed);
@@ -217,10 +238,14 @@ bool linear_supported(ggml_type type) {
 void linear(const LinearArgs& args, int /*ith*/, int nth) {
   if (args.n_rows == 0) return;
   switch (args.weights[0].type) {
-    case GGML_TYPE_F32: return run<F32Weights>(args, nth);
-    case GGML_TYPE_F16: return run<F16Weights>(args, nth);
-    case GGML_TYPE_BF16: return run<Bf16Weights>(args, nth);
-    default: GGML_ABORT("linear: no kernel for weight type %s", ggml_type_name(args.weights[0].type));
+    case GGML_TYPE_F32:
+      return run<F32Weights>(args, nth);
+    case GGML_TYPE_F16:
+      return run<F16Weights>(args, nth);
+    case GGML_TYPE_BF16:
+      return run<Bf16Weights>(args, nth);
+    default:
+      GGML_ABORT("linear: no kernel for weight type %s", ggml_type_name(args.weights[0].type));
   }
 }
 

@@ -14,12 +14,13 @@ enum class Epilogue {
   kSwiGlu,       // two weights: y = silu(W_0 x) * (W_1 x)
 };
 
-/// Up to three weights that share their input (q|k|v, gate|up). Row-major [n_in] rows, as GGUF stores them.
+/// Up to three weights that share their input (q|k|v, gate|up). Row-major [n_in] rows, as GGUF
+/// stores them.
 struct LinearWeight {
-  ggml_type type;              // F32, F16 or BF16, the same for all weights of one op
-  const void* data;            // [n_in, n_out]
+  ggml_type type;    // F32, F16 or BF16, the same for all weights of one op
+  const void* data;  // [n_in, n_out]
   std::int64_t n_out;
-  const float* bias = nullptr; // [n_out] or null
+  const float* bias = nullptr;  // [n_out] or null
 };
 
 struct LinearArgs {
@@ -31,15 +32,16 @@ struct LinearArgs {
   const float* residual;  // [n_out, n_rows] or null
   float* y;               // [sum of n_out, n_rows], or [n_out, n_rows] for kSwiGlu
   Epilogue epilogue;
-  std::atomic<int>* next_chunk;  // work counter shared by the threads of one call; zero before the call
+  std::atomic<int>*
+      next_chunk;  // work counter shared by the threads of one call; zero before the call
 };
 
 /// True when this build has a kernel for the weight type (else the graph uses ggml's own mul_mat).
 bool linear_supported(ggml_type type);
 
-/// y = epilogue(W x + b). Called by every thread ith of nth; returns when this thread finds no work left.
-/// Each output element is summed in one fixed order, whatever n_rows, nth or the tiling: a row's result does
-/// not depend on what else is in the batch (bit for bit).
+/// y = epilogue(W x + b). Called by every thread ith of nth; returns when this thread finds no work
+/// left. Each output element is summed in one fixed order, whatever n_rows, nth or the tiling: a
+/// row's result does not depend on what else is in the batch (bit for bit).
 void linear(const LinearArgs& args, int ith, int nth);
 
 }  // namespace modularbase::kernels

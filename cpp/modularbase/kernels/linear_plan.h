@@ -6,9 +6,11 @@
 
 namespace modularbase::kernels {
 
-inline constexpr std::int64_t kColumnBlock = 32;  // output columns finished together by the epilogue
+inline constexpr std::int64_t kColumnBlock =
+    32;  // output columns finished together by the epilogue
 
-/// How one call is cut into chunks: (block of x rows) x (block of weight rows). Every thread derives the same plan.
+/// How one call is cut into chunks: (block of x rows) x (block of weight rows). Every thread
+/// derives the same plan.
 class LinearPlan {
  public:
   LinearPlan(const LinearArgs& args, std::int64_t packed_row_bytes, int nth);
@@ -27,7 +29,7 @@ class LinearPlan {
 
  private:
   const LinearArgs& args_;
-  int n_outputs_;             // weights that have their own columns of y
+  int n_outputs_;              // weights that have their own columns of y
   std::int64_t y_stride_ = 0;  // floats from one row of y to the next
   std::int64_t x_block_ = 0;
   std::int64_t w_block_ = 0;

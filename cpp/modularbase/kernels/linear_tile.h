@@ -5,8 +5,9 @@
 
 #include "modularbase/kernels/simd.h"
 
-/// The inner product of a few weight rows with a few rows of x, for each weight type. The lanes run along n_in, one
-/// accumulator an element, so an element is summed in the same order in a tile of any shape.
+/// The inner product of a few weight rows with a few rows of x, for each weight type. The lanes run
+/// along n_in, one accumulator an element, so an element is summed in the same order in a tile of
+/// any shape.
 namespace modularbase::kernels {
 
 struct F32Weights {
@@ -17,7 +18,9 @@ struct F32Weights {
   static Lane load(const Elem* p) { return simd::load(p); }
   static Lane load_first(const Elem* p, int n) { return simd::load_first(p, n); }
   static Lane load_x(const XElem* p) { return simd::load(p); }
-  static void pack_x(const float* src, int n, XElem* dst) { simd::store(dst, simd::load_first(src, n)); }
+  static void pack_x(const float* src, int n, XElem* dst) {
+    simd::store(dst, simd::load_first(src, n));
+  }
   static void pack_x(const float* src, XElem* dst) { simd::store(dst, simd::load(src)); }
   static simd::Vec multiply_add(Lane w, Lane x, simd::Vec sum) { return simd::fma(w, x, sum); }
 };
@@ -37,7 +40,9 @@ struct Bf16Weights {
   static constexpr int kStep = 32;
   static __mmask32 first(int n) { return static_cast<__mmask32>((std::uint64_t{1} << n) - 1); }
   static Lane load(const Elem* p) { return (Lane)_mm512_loadu_si512(p); }
-  static Lane load_first(const Elem* p, int n) { return (Lane)_mm512_maskz_loadu_epi16(first(n), p); }
+  static Lane load_first(const Elem* p, int n) {
+    return (Lane)_mm512_maskz_loadu_epi16(first(n), p);
+  }
   static Lane load_x(const XElem* p) { return (Lane)_mm512_load_si512(p); }
   static void pack_x(const float* src, int n, XElem* dst) {
     const __m512 low = simd::load_first(src, n < 16 ? n : 16);
@@ -45,7 +50,9 @@ struct Bf16Weights {
     _mm512_store_si512(dst, (__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
   static void pack_x(const float* src, XElem* dst) { pack_x(src, kStep, dst); }
-  static simd::Vec multiply_add(Lane w, Lane x, simd::Vec sum) { return _mm512_dpbf16_ps(sum, w, x); }
+  static simd::Vec multiply_add(Lane w, Lane x, simd::Vec sum) {
+    return _mm512_dpbf16_ps(sum, w, x);
+  }
 };
 #else
 struct Bf16Weights : F32Weights {
@@ -55,8 +62,8 @@ struct Bf16Weights : F32Weights {
 };
 #endif
 
-/// One row of x: the weights only pass through, so they are read as one stream, row after row, which the hardware
-/// prefetches best. Each sum is a chain, but the next row's chain overlaps it.
+/// One row of x: the weights only pass through, so they are read as one stream, row after row,
+/// which the hardware prefetches best. Each sum is a chain, but the next row's chain overlaps it.
 template <class T>
 void dot_rows(const typename T::Elem* w,   // [n_in, n_w]
               int n_w,                     // 1..
@@ -67,9 +74,11 @@ void dot_rows(const typename T::Elem* w,   // [n_in, n_w]
     simd::Vec sum = simd::zero();
     std::int64_t k = 0;
 #pragma GCC unroll 4
-    for (; k < n_whole; k += T::kStep) sum = T::multiply_add(T::load(row + k), T::load_x(x + k), sum);
+    for (; k < n_whole; k += T::kStep)
+      sum = T::multiply_add(T::load(row + k), T::load_x(x + k), sum);
     if (k < n_in) {
-      sum = T::multiply_add(T::load_first(row + k, static_cast<int>(n_in - k)), T::load_x(x + k), sum);
+      sum = T::multiply_add(T::load_first(row + k, static_cast<int>(n_in - k)), T::load_x(x + k),
+                            sum);
     }
     return sum;
   };
@@ -80,16 +89,18 @@ void dot_rows(const typename T::Elem* w,   // [n_in, n_w]
   }
 }
 
-/// out[j * out_stride + i] = sum of the lanes of sums[j][i], four at a time by the same tree; i < n_w, but where 4
-/// divides kWRows there is room for all.
+/// out[j * out_stride + i] = sum of the lanes of sums[j][i], four at a time by the same tree; i <
+/// n_w, but where 4 divides kWRows there is room for all.
 template <int kWRows, int kXRows>
-inline void store_sums(const simd::Vec (&sums)[kXRows][kWRows], [[maybe_unused]] int n_w, float* out, std::int64_t out_stride) {
+inline void store_sums(const simd::Vec (&sums)[kXRows][kWRows], [[maybe_unused]] int n_w,
+                       float* out, std::int64_t out_stride) {
   if constexpr (kWRows % 4 == 0) {
 #pragma GCC unroll 8
     for (int j = 0; j < kXRows; ++j) {
 #pragma GCC unroll 8
       for (int i = 0; i < kWRows; i += 4) {
-        simd::sum_lanes4(sums[j][i], sums[j][i + 1], sums[j][i + 2], sums[j][i + 3], out + j * out_stride + i);
+        simd::sum_lanes4(sums[j][i], sums[j][i + 1], sums[j][i + 2], sums[j][i + 3],
+                         out + j * out_stride + i);
       }
     }
   } else {
@@ -107,14 +118,16 @@ inline void store_sums(const simd::Vec (&sums)[kXRows][kWRows], [[maybe_unused]]
   }
 }
 
-/// Prefetching runs one tile ahead, line after line as one stream (rows in lockstep would be as many streams as rows,
-/// which the memory serves at half the speed); beyond the weights it is harmless.
+/// Prefetching runs one tile ahead, line after line as one stream (rows in lockstep would be as
+/// many streams as rows, which the memory serves at half the speed); beyond the weights it is
+/// harmless.
 template <class T, int kWRows, int kXRows, bool kPrefetch>
 void dot_tile(const typename T::Elem* w,   // [n_in, n_w]
               int n_w,                     // 1..kWRows
               const typename T::XElem* x,  // [kStep, kXRows, steps], zero beyond n_in
               std::int64_t n_in,
-              float* out,  // [kWRows, kXRows], rows out_stride apart; where 4 divides kWRows, columns from n_w on get some value
+              float* out,  // [kWRows, kXRows], rows out_stride apart; where 4 divides kWRows,
+                           // columns from n_w on get some value
               std::int64_t out_stride) {
   const typename T::Elem* rows[kWRows];
   for (int i = 0; i < kWRows; ++i) rows[i] = w + (i < n_w ? i : n_w - 1) * n_in;
@@ -145,7 +158,9 @@ void dot_tile(const typename T::Elem* w,   // [n_in, n_w]
     step([&](const typename T::Elem* row) { return T::load(row + k); });
   }
   if (k < n_in) {
-    step([&](const typename T::Elem* row) { return T::load_first(row + k, static_cast<int>(n_in - k)); });
+    step([&](const typename T::Elem* row) {
+      return T::load_first(row + k, static_cast<int>(n_in - k));
+    });
   }
   store_sums<kWRows, kXRows>(sums, n_w, out, out_stride);
 }

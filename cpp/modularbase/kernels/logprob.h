@@ -5,7 +5,8 @@
 
 namespace modularbase::kernels {
 
-/// ln softmax(logits)[target] of every row: [n_vocab, n_rows], I32 [n_rows] -> [1, n_rows]. CPU only.
+/// ln softmax(logits)[target] of every row: [n_vocab, n_rows], I32 [n_rows] -> [1, n_rows]. CPU
+/// only.
 Tensor target_logprob_node(GraphBuilder& g, Tensor logits, Tensor targets);
 
 /// The same for one row.

@@ -2,8 +2,9 @@
 
 #include <cstdint>
 
-/// The float vector of the machine this is built for: Vec holds kLanes floats; + - * / work on it lane by lane.
-/// Each of the three headers defines the same functions, so that a kernel is written once.
+/// The float vector of the machine this is built for: Vec holds kLanes floats; + - * / work on it
+/// lane by lane. Each of the three headers defines the same functions, so that a kernel is written
+/// once.
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include "modularbase/kernels/simd_avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -30,6 +31,8 @@ inline Vec exp(Vec v) {
   return scale_by_pow2(fma(p, r * r, r + set1(1.0f)), n);
 }
 
-inline Vec silu(Vec v) { return v / (set1(1.0f) + exp(zero() - v)); }
+inline Vec silu(Vec v) {
+  return v / (set1(1.0f) + exp(zero() - v));
+}
 
 }  // namespace modularbase::kernels::simd

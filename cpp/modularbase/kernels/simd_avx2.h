@@ -15,12 +15,24 @@ inline __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-inline Vec zero() { return _mm256_setzero_ps(); }
-inline Vec set1(float value) { return _mm256_set1_ps(value); }
-inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
-inline Vec load_first(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
-inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
-inline void store_first(float* p, int n, Vec v) { _mm256_maskstore_ps(p, first_lanes(n), v); }
+inline Vec zero() {
+  return _mm256_setzero_ps();
+}
+inline Vec set1(float value) {
+  return _mm256_set1_ps(value);
+}
+inline Vec load(const float* p) {
+  return _mm256_loadu_ps(p);
+}
+inline Vec load_first(const float* p, int n) {
+  return _mm256_maskload_ps(p, first_lanes(n));
+}
+inline void store(float* p, Vec v) {
+  _mm256_storeu_ps(p, v);
+}
+inline void store_first(float* p, int n, Vec v) {
+  _mm256_maskstore_ps(p, first_lanes(n), v);
+}
 
 /// AVX2 has no masked load of 16-bit values: the tail goes through a zeroed copy.
 inline __m128i load_bits_first(const std::uint16_t* p, int n) {
@@ -28,31 +40,51 @@ inline __m128i load_bits_first(const std::uint16_t* p, int n) {
   std::memcpy(bits, p, static_cast<std::size_t>(n) * sizeof(bits[0]));
   return _mm_load_si128(reinterpret_cast<const __m128i*>(bits));
 }
-inline __m128i load_bits(const std::uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+inline __m128i load_bits(const std::uint16_t* p) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+}
 inline Vec widen_bf16(__m128i bits) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
-inline Vec load_f16(const std::uint16_t* p) { return _mm256_cvtph_ps(load_bits(p)); }
-inline Vec load_f16_first(const std::uint16_t* p, int n) { return _mm256_cvtph_ps(load_bits_first(p, n)); }
-inline Vec load_bf16(const std::uint16_t* p) { return widen_bf16(load_bits(p)); }
-inline Vec load_bf16_first(const std::uint16_t* p, int n) { return widen_bf16(load_bits_first(p, n)); }
+inline Vec load_f16(const std::uint16_t* p) {
+  return _mm256_cvtph_ps(load_bits(p));
+}
+inline Vec load_f16_first(const std::uint16_t* p, int n) {
+  return _mm256_cvtph_ps(load_bits_first(p, n));
+}
+inline Vec load_bf16(const std::uint16_t* p) {
+  return widen_bf16(load_bits(p));
+}
+inline Vec load_bf16_first(const std::uint16_t* p, int n) {
+  return widen_bf16(load_bits_first(p, n));
+}
 
-inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
-inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
-inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
-inline Vec round(Vec v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+inline Vec min(Vec a, Vec b) {
+  return _mm256_min_ps(a, b);
+}
+inline Vec max(Vec a, Vec b) {
+  return _mm256_max_ps(a, b);
+}
+inline Vec round(Vec v) {
+  return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 inline Vec scale_by_pow2(Vec v, Vec n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return v * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
 
-/// out[i] = sum of the lanes of v[i]. The same tree for each of the four, so that equal vectors give equal sums.
+/// out[i] = sum of the lanes of v[i]. The same tree for each of the four, so that equal vectors
+/// give equal sums.
 inline void sum_lanes4(Vec v0, Vec v1, Vec v2, Vec v3, float* out) {
   const Vec s01 = _mm256_unpacklo_ps(v0, v1) + _mm256_unpackhi_ps(v0, v1);
   const Vec s23 = _mm256_unpacklo_ps(v2, v3) + _mm256_unpackhi_ps(v2, v3);
   const __m256d d01 = _mm256_castps_pd(s01);
   const __m256d d23 = _mm256_castps_pd(s23);
-  const Vec s = _mm256_castpd_ps(_mm256_unpacklo_pd(d01, d23)) + _mm256_castpd_ps(_mm256_unpackhi_pd(d01, d23));
+  const Vec s = _mm256_castpd_ps(_mm256_unpacklo_pd(d01, d23)) +
+                _mm256_castpd_ps(_mm256_unpackhi_pd(d01, d23));
   _mm_storeu_ps(out, _mm256_castps256_ps128(s) + _mm256_extractf128_ps(s, 1));
 }
 

@@ -8,8 +8,8 @@
 
 namespace modularbase {
 
-/// Hands out block ids and counts who holds each. Keeps true: a block is free exactly when nobody holds it.
-/// Engine thread only.
+/// Hands out block ids and counts who holds each. Keeps true: a block is free exactly when nobody
+/// holds it. Engine thread only.
 class BlockPool {
  public:
   explicit BlockPool(std::int64_t n_blocks);

@@ -8,7 +8,8 @@ std::size_t KvGeometry::block_bytes() const {
 }
 
 KvMemory::KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Backend& backend)
-    : geometry_(geometry), ctx_(make_tensor_context(static_cast<std::size_t>(2 * geometry.n_layer))) {
+    : geometry_(geometry),
+      ctx_(make_tensor_context(static_cast<std::size_t>(2 * geometry.n_layer))) {
   const auto add = [&](const char* name, std::int64_t layer) {
     Tensor tensor = ggml_new_tensor_4d(ctx_.get(), geometry.type, geometry.head_dim,
                                        kernels::kBlockTokens, geometry.n_head_kv, n_blocks);

@@ -18,7 +18,8 @@ struct KvGeometry {
   std::size_t block_bytes() const;  // one block of all layers, keys and values
 };
 
-/// The memory of all KV blocks: per layer a K and a V tensor [head_dim, kBlockTokens, n_head_kv, n_blocks].
+/// The memory of all KV blocks: per layer a K and a V tensor [head_dim, kBlockTokens, n_head_kv,
+/// n_blocks].
 class KvMemory {
  public:
   KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Backend& backend);

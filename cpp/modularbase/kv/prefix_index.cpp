@@ -15,9 +15,8 @@ struct PrefixIndex::Node {
 namespace {
 
 std::int64_t common_prefix(std::span<const TokenId> a, std::span<const TokenId> b) {
-  const auto [end, _] = std::mismatch(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(
-                                                                 std::min(a.size(), b.size())),
-                                      b.begin());
+  const auto [end, _] = std::mismatch(
+      a.begin(), a.begin() + static_cast<std::ptrdiff_t>(std::min(a.size(), b.size())), b.begin());
   return end - a.begin();
 }
 

@@ -14,14 +14,14 @@ namespace modularbase {
 
 /// What of a prompt is already in the cache.
 struct PrefixMatch {
-  std::vector<BlockId> shared;      // whole blocks, to be shared as they are; retained for the caller
-  BlockId partial = -1;             // a block whose first n_partial tokens match, to be copied; not retained
+  std::vector<BlockId> shared;  // whole blocks, to be shared as they are; retained for the caller
+  BlockId partial = -1;  // a block whose first n_partial tokens match, to be copied; not retained
   std::int64_t n_partial = 0;
 };
 
-/// Remembers which blocks hold the KV of which token prefixes: a tree of blocks, each under the block before
-/// it. Holds one reference on every block it remembers; forgets least recently used leaves when asked.
-/// Engine thread only.
+/// Remembers which blocks hold the KV of which token prefixes: a tree of blocks, each under the
+/// block before it. Holds one reference on every block it remembers; forgets least recently used
+/// leaves when asked. Engine thread only.
 class PrefixIndex {
  public:
   PrefixIndex(BlockPool& pool, std::int64_t block_tokens);

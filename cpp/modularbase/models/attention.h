@@ -16,8 +16,8 @@ struct Attention {
   Tensor k_norm = nullptr;  // attn_k_norm  [head_dim]
 
   /// Projects h [n_embd, n_rows], rotates, and writes the cache.
-  Tensor build_store(GraphBuilder& g, KernelPath path, AttentionPath& attention, Tensor h, float eps,
-                     int layer) const;
+  Tensor build_store(GraphBuilder& g, KernelPath path, AttentionPath& attention, Tensor h,
+                     float eps, int layer) const;
   /// h + W_o attention(stored). rows [n_out], when not null, are the only rows carried on.
   Tensor build_attend(GraphBuilder& g, KernelPath path, AttentionPath& attention, Tensor stored,
                       Tensor h, Tensor rows, int layer) const;

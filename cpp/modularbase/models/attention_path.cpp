@@ -49,8 +49,8 @@ Tensor ReferenceAttention::heads(GraphBuilder& g, Tensor qkv, std::int64_t first
 
 Tensor ReferenceAttention::rotate(GraphBuilder& g, Tensor heads, Tensor norm) const {
   if (norm) heads = ggml_mul(g.ctx(), ggml_rms_norm(g.ctx(), heads, config_.norm_eps), norm);
-  const int mode = config_.rope_style == kernels::RopeStyle::kNeox ? GGML_ROPE_TYPE_NEOX
-                                                                    : GGML_ROPE_TYPE_NORMAL;
+  const int mode =
+      config_.rope_style == kernels::RopeStyle::kNeox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL;
   return ggml_rope_ext(g.ctx(), heads, inputs_.positions, rope_factors_,
                        static_cast<int>(config_.rope_dim), mode,
                        static_cast<int>(config_.n_ctx_train), config_.rope_freq_base,
@@ -85,14 +85,14 @@ Tensor ReferenceAttention::read(GraphBuilder& g, Tensor cache_rows) const {
 Tensor ReferenceAttention::attend(GraphBuilder& g, Tensor q, int) {
   ggml_context* ctx = g.ctx();
   const std::int64_t n_rows = q->ne[2];
-  q = ggml_permute(ctx, q, 0, 2, 1, 3);                        // [head_dim, n_rows, n_head]
-  Tensor scores = ggml_mul_mat(ctx, read(g, k_rows_), q);      // [n_kv, n_rows, n_head]
+  q = ggml_permute(ctx, q, 0, 2, 1, 3);                    // [head_dim, n_rows, n_head]
+  Tensor scores = ggml_mul_mat(ctx, read(g, k_rows_), q);  // [n_kv, n_rows, n_head]
   ggml_prec_set_acc(scores, GGML_PREC_F32);
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   scores = ggml_soft_max_ext(ctx, scores, inputs_.mask, scale, 0.0f);
   Tensor v = ggml_cont(ctx, ggml_transpose(ctx, read(g, v_rows_)));  // [n_kv, head_dim, n_head_kv]
-  Tensor out = ggml_mul_mat(ctx, v, scores);                   // [head_dim, n_rows, n_head]
-  out = ggml_cont(ctx, ggml_permute(ctx, out, 0, 2, 1, 3));    // [head_dim, n_head, n_rows]
+  Tensor out = ggml_mul_mat(ctx, v, scores);                         // [head_dim, n_rows, n_head]
+  out = ggml_cont(ctx, ggml_permute(ctx, out, 0, 2, 1, 3));          // [head_dim, n_head, n_rows]
   return ggml_reshape_2d(ctx, out, config_.n_head * config_.head_dim, n_rows);
 }
 

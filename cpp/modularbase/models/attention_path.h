@@ -11,16 +11,16 @@ namespace modularbase {
 struct ReferenceInputs {
   Tensor positions = nullptr;   // I32 [n_rows]
   Tensor write_rows = nullptr;  // I64 [n_head_kv * n_rows]: cache row of each new (row, head)
-  Tensor read_rows = nullptr;   // I32 [n_kv * n_head_kv]: cache row of each visible (head, position)
-  Tensor mask = nullptr;        // F32 [n_kv, n_rows]: 0 or -inf
+  Tensor read_rows = nullptr;  // I32 [n_kv * n_head_kv]: cache row of each visible (head, position)
+  Tensor mask = nullptr;       // F32 [n_kv, n_rows]: 0 or -inf
 };
 
 /// How a layer's attention becomes graph nodes: our fused kernels, or ggml's ops.
 class AttentionPath {
  public:
   virtual ~AttentionPath() = default;
-  /// Normalises (where the norms are not null) and rotates q and k, and writes k and v to the cache. Returns what
-  /// attend() needs; qkv is [qkv_dim, n_rows].
+  /// Normalises (where the norms are not null) and rotates q and k, and writes k and v to the
+  /// cache. Returns what attend() needs; qkv is [qkv_dim, n_rows].
   virtual Tensor store(GraphBuilder& g, Tensor qkv, Tensor q_norm, Tensor k_norm, int layer) = 0;
   /// Softmax attention of the stored rows over their sequences: [n_head * head_dim, n_rows].
   virtual Tensor attend(GraphBuilder& g, Tensor stored, int layer) = 0;

@@ -15,19 +15,31 @@ constexpr std::int64_t kRowsPerChunk = 64;
 
 void row_to_float(ggml_type type, const std::byte* row, float* out, std::int64_t n) {
   switch (type) {
-    case GGML_TYPE_F32: std::memcpy(out, row, static_cast<std::size_t>(n) * sizeof(float)); return;
-    case GGML_TYPE_F16: ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(row), out, n); return;
-    case GGML_TYPE_BF16: ggml_cpu_bf16_to_fp32(reinterpret_cast<const ggml_bf16_t*>(row), out, n); return;
-    default: ggml_get_type_traits(type)->to_float(row, out, n);
+    case GGML_TYPE_F32:
+      std::memcpy(out, row, static_cast<std::size_t>(n) * sizeof(float));
+      return;
+    case GGML_TYPE_F16:
+      ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(row), out, n);
+      return;
+    case GGML_TYPE_BF16:
+      ggml_cpu_bf16_to_fp32(reinterpret_cast<const ggml_bf16_t*>(row), out, n);
+      return;
+    default:
+      ggml_get_type_traits(type)->to_float(row, out, n);
   }
 }
 
 /// False when a value overflowed.
 bool row_from_float(ggml_type type, const float* row, std::byte* out, std::int64_t n) {
   switch (type) {
-    case GGML_TYPE_F32: std::memcpy(out, row, static_cast<std::size_t>(n) * sizeof(float)); return true;
-    case GGML_TYPE_BF16: ggml_cpu_fp32_to_bf16(row, reinterpret_cast<ggml_bf16_t*>(out), n); return true;
-    default: break;
+    case GGML_TYPE_F32:
+      std::memcpy(out, row, static_cast<std::size_t>(n) * sizeof(float));
+      return true;
+    case GGML_TYPE_BF16:
+      ggml_cpu_fp32_to_bf16(row, reinterpret_cast<ggml_bf16_t*>(out), n);
+      return true;
+    default:
+      break;
   }
   ggml_cpu_fp32_to_fp16(row, reinterpret_cast<ggml_fp16_t*>(out), n);
   float largest = 0.0f;
@@ -48,7 +60,8 @@ void convert_tensor(const GgufFile& file, const GgufTensor& source, Tensor targe
   }
   const std::size_t from_stride = ggml_row_size(source.type, n);
   const std::size_t to_stride = ggml_row_size(target->type, n);
-  std::vector<std::byte> staging(backend.is_cpu() ? 0 : to_stride * static_cast<std::size_t>(n_rows));
+  std::vector<std::byte> staging(backend.is_cpu() ? 0
+                                                  : to_stride * static_cast<std::size_t>(n_rows));
   std::byte* to = backend.is_cpu() ? static_cast<std::byte*>(target->data) : staging.data();
 
   std::atomic<std::int64_t> next{0};

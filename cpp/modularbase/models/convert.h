@@ -5,8 +5,8 @@
 
 namespace modularbase {
 
-/// Reads a tensor of the file into `target` (allocated, same shape), converting to its type on all threads of
-/// the backend. \throws BaseLoadError when a value does not fit the target type.
+/// Reads a tensor of the file into `target` (allocated, same shape), converting to its type on all
+/// threads of the backend. \throws BaseLoadError when a value does not fit the target type.
 void convert_tensor(const GgufFile& file, const GgufTensor& source, Tensor target,
                     const Backend& backend);
 

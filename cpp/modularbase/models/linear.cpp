@@ -29,7 +29,8 @@ Tensor reference_linear(GraphBuilder& g, const Linear& linear, Tensor x) {
 
 }  // namespace
 
-Tensor build_linear(GraphBuilder& g, KernelPath path, const std::vector<Linear>& linears, Tensor x) {
+Tensor build_linear(GraphBuilder& g, KernelPath path, const std::vector<Linear>& linears,
+                    Tensor x) {
   if (can_fuse(path, linears)) {
     return kernels::linear_node(g, fused_op(linears, kernels::Epilogue::kNone), x, nullptr);
   }
@@ -43,12 +44,14 @@ Tensor build_linear(GraphBuilder& g, KernelPath path, const std::vector<Linear>&
 Tensor build_linear_add(GraphBuilder& g, KernelPath path, const Linear& linear, Tensor x,
                         Tensor residual) {
   if (can_fuse(path, {linear})) {
-    return kernels::linear_node(g, fused_op({linear}, kernels::Epilogue::kAddResidual), x, residual);
+    return kernels::linear_node(g, fused_op({linear}, kernels::Epilogue::kAddResidual), x,
+                                residual);
   }
   return g.add(reference_linear(g, linear, x), residual);
 }
 
-Tensor build_swiglu(GraphBuilder& g, KernelPath path, const Linear& gate, const Linear& up, Tensor x) {
+Tensor build_swiglu(GraphBuilder& g, KernelPath path, const Linear& gate, const Linear& up,
+                    Tensor x) {
   if (can_fuse(path, {gate, up})) {
     return kernels::linear_node(g, fused_op({gate, up}, kernels::Epilogue::kSwiGlu), x, nullptr);
   }

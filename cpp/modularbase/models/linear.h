@@ -24,6 +24,7 @@ Tensor build_linear(GraphBuilder& g, KernelPath path, const std::vector<Linear>&
 Tensor build_linear_add(GraphBuilder& g, KernelPath path, const Linear& linear, Tensor x,
                         Tensor residual);
 /// silu(W_gate x) * W_up x.
-Tensor build_swiglu(GraphBuilder& g, KernelPath path, const Linear& gate, const Linear& up, Tensor x);
+Tensor build_swiglu(GraphBuilder& g, KernelPath path, const Linear& gate, const Linear& up,
+                    Tensor x);
 
 }  // namespace modularbase

@@ -1,4 +1,5 @@
-// Llama 1-3, SmolLM2, TinyLlama, Mistral: adjacent-pair rotation, optional biases, llama 3's frequency divisors.
+// Llama 1-3, SmolLM2, TinyLlama, Mistral: adjacent-pair rotation, optional biases, llama 3's
+// frequency divisors.
 #include "modularbase/models/registry.h"
 
 namespace modularbase {
@@ -11,7 +12,8 @@ void load_llama(Model& model, WeightLoader& weights) {
   for (std::size_t i = 0; i < model.layers.size(); ++i) {
     Attention& attention = model.layers[i].attention;
     const std::int64_t kv_dim = c.n_head_kv * c.head_dim;
-    attention.q.bias = weights.optional_vector(layer_tensor(i, "attn_q.bias"), c.n_head * c.head_dim);
+    attention.q.bias =
+        weights.optional_vector(layer_tensor(i, "attn_q.bias"), c.n_head * c.head_dim);
     attention.k.bias = weights.optional_vector(layer_tensor(i, "attn_k.bias"), kv_dim);
     attention.v.bias = weights.optional_vector(layer_tensor(i, "attn_v.bias"), kv_dim);
     attention.output.bias = weights.optional_vector(layer_tensor(i, "attn_output.bias"), c.n_embd);

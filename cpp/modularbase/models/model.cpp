@@ -9,7 +9,8 @@ Tensor build_layer(GraphBuilder& g, const Model& model, const ForwardArgs& args,
   const Layer& block = model.layers[static_cast<std::size_t>(layer)];
   const float eps = model.config.norm_eps;
   Tensor stored = block.attention.build_store(g, args.linear_path, *args.attention, h, eps, layer);
-  h = block.attention.build_attend(g, args.linear_path, *args.attention, stored, h, out_rows, layer);
+  h = block.attention.build_attend(g, args.linear_path, *args.attention, stored, h, out_rows,
+                                   layer);
   const auto [x, out] = block.feed_forward.build(g, args.linear_path, h, eps, layer);
   return args.hook ? args.hook->after_ffn(g, x, out, layer) : out;
 }

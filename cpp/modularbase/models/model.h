@@ -29,7 +29,7 @@ struct ForwardArgs {
 /// A decoder-only transformer: the weights of one family, composed from the shared blocks.
 struct Model {
   ModelConfig config;
-  Tensor token_embd = nullptr;    // [n_embd, n_vocab]
+  Tensor token_embd = nullptr;  // [n_embd, n_vocab]
   std::vector<Layer> layers;
   Tensor output_norm = nullptr;   // [n_embd]
   Linear output;                  // [n_embd, n_vocab]; token_embd when the file ties them
@@ -44,7 +44,8 @@ struct Model {
   void build_cache_only(GraphBuilder& g, const ForwardArgs& args) const;
 };
 
-/// Reads the weights of the file's family. The file must outlive the model (tensors may be mapped from it).
+/// Reads the weights of the file's family. The file must outlive the model (tensors may be mapped
+/// from it).
 /// \throws BaseLoadError naming the field, e.g. for an unknown architecture.
 std::unique_ptr<Model> load_model(const GgufFile& file, const Backend& backend, DType dtype);
 

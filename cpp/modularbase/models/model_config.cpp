@@ -10,8 +10,8 @@ constexpr std::int64_t kMaxDim = 1 << 24;
 constexpr std::int64_t kMaxHeadDim = 256;  // the attention kernel's widest tile
 
 void read_rope(const GgufFile& file, const std::string& prefix, ModelConfig& config) {
-  config.rope_dim =
-      file.optional_int(prefix + "rope.dimension_count", 2, config.head_dim).value_or(config.head_dim);
+  config.rope_dim = file.optional_int(prefix + "rope.dimension_count", 2, config.head_dim)
+                        .value_or(config.head_dim);
   config.rope_freq_base =
       static_cast<float>(file.optional_float(prefix + "rope.freq_base").value_or(10000.0));
   const std::string type = file.optional_string(prefix + "rope.scaling.type").value_or("none");
@@ -33,8 +33,8 @@ void read_rope(const GgufFile& file, const std::string& prefix, ModelConfig& con
 
 void read_heads(const GgufFile& file, const std::string& prefix, ModelConfig& config) {
   config.n_head = file.required_int(prefix + "attention.head_count", 1, kMaxDim);
-  config.n_head_kv =
-      file.optional_int(prefix + "attention.head_count_kv", 1, config.n_head).value_or(config.n_head);
+  config.n_head_kv = file.optional_int(prefix + "attention.head_count_kv", 1, config.n_head)
+                         .value_or(config.n_head);
   if (config.n_head % config.n_head_kv != 0) {
     throw BaseLoadError(file.path(), prefix + "attention.head_count_kv",
                         "a divisor of head_count " + std::to_string(config.n_head),
@@ -43,7 +43,8 @@ void read_heads(const GgufFile& file, const std::string& prefix, ModelConfig& co
   config.head_dim = file.optional_int(prefix + "attention.key_length", 1, kMaxHeadDim)
                         .value_or(config.n_embd / config.n_head);
   const std::int64_t value_dim =
-      file.optional_int(prefix + "attention.value_length", 1, kMaxHeadDim).value_or(config.head_dim);
+      file.optional_int(prefix + "attention.value_length", 1, kMaxHeadDim)
+          .value_or(config.head_dim);
   if (config.head_dim < 1 || config.head_dim > kMaxHeadDim || value_dim != config.head_dim) {
     throw BaseLoadError(file.path(), prefix + "attention.key_length",
                         "equal key and value lengths in 1.." + std::to_string(kMaxHeadDim),
@@ -66,14 +67,16 @@ ModelConfig read_model_config(const GgufFile& file) {
   config.family = file.required_string("general.architecture");
   const std::string prefix = config.family + ".";
   if (file.optional_int(prefix + "expert_count", 0, kMaxDim).value_or(0) > 0) {
-    throw BaseLoadError(file.path(), prefix + "expert_count", "0 (a dense model)", "a mixture of experts");
+    throw BaseLoadError(file.path(), prefix + "expert_count", "0 (a dense model)",
+                        "a mixture of experts");
   }
   config.n_vocab = vocabulary_size(file);
   config.n_ctx_train = file.required_int(prefix + "context_length", 1, INT32_MAX);
   config.n_embd = file.required_int(prefix + "embedding_length", 1, kMaxDim);
   config.n_layer = file.required_int(prefix + "block_count", 1, 1024);
   config.n_ff = file.required_int(prefix + "feed_forward_length", 1, kMaxDim);
-  config.norm_eps = static_cast<float>(file.required_float(prefix + "attention.layer_norm_rms_epsilon"));
+  config.norm_eps =
+      static_cast<float>(file.required_float(prefix + "attention.layer_norm_rms_epsilon"));
   if (!(config.norm_eps >= 0.0f && config.norm_eps < 1.0f)) {
     throw BaseLoadError(file.path(), prefix + "attention.layer_norm_rms_epsilon", "within [0, 1)",
                         std::to_string(config.norm_eps));

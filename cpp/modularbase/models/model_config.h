@@ -8,7 +8,8 @@
 
 namespace modularbase {
 
-/// The numbers of a decoder-only transformer, read from GGUF metadata and checked against each other.
+/// The numbers of a decoder-only transformer, read from GGUF metadata and checked against each
+/// other.
 struct ModelConfig {
   std::string family;  // general.architecture
   std::int64_t n_vocab = 0;

@@ -46,7 +46,8 @@ void load_decoder(Model& model, WeightLoader& weights) {
     attention.q.weight = weights.matrix(layer_tensor(i, "attn_q.weight"), c.n_embd, q_dim);
     attention.k.weight = weights.matrix(layer_tensor(i, "attn_k.weight"), c.n_embd, kv_dim);
     attention.v.weight = weights.matrix(layer_tensor(i, "attn_v.weight"), c.n_embd, kv_dim);
-    attention.output.weight = weights.matrix(layer_tensor(i, "attn_output.weight"), q_dim, c.n_embd);
+    attention.output.weight =
+        weights.matrix(layer_tensor(i, "attn_output.weight"), q_dim, c.n_embd);
     FeedForward& ffn = model.layers[i].feed_forward;
     ffn.norm = weights.vector(layer_tensor(i, "ffn_norm.weight"), c.n_embd);
     ffn.gate.weight = weights.matrix(layer_tensor(i, "ffn_gate.weight"), c.n_embd, c.n_ff);

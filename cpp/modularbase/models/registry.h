@@ -11,8 +11,8 @@ void load_llama(Model& model, WeightLoader& weights);
 void load_qwen2(Model& model, WeightLoader& weights);
 void load_qwen3(Model& model, WeightLoader& weights);
 
-/// What the families share: embeddings, output norm and head (tied when the file has no output.weight), and the
-/// layers' norms and matrices without biases.
+/// What the families share: embeddings, output norm and head (tied when the file has no
+/// output.weight), and the layers' norms and matrices without biases.
 void load_decoder(Model& model, WeightLoader& weights);
 std::string layer_tensor(std::size_t layer, const char* name);
 

@@ -48,11 +48,16 @@ WeightLoader::WeightLoader(const GgufFile& file, const Backend& backend, DType d
 
 ggml_type WeightLoader::matrix_type(ggml_type source) const {
   switch (dtype_) {
-    case DType::kKeep: return source;
-    case DType::kF16: return GGML_TYPE_F16;
-    case DType::kBF16: return GGML_TYPE_BF16;
-    case DType::kF32: return GGML_TYPE_F32;
-    case DType::kAuto: break;
+    case DType::kKeep:
+      return source;
+    case DType::kF16:
+      return GGML_TYPE_F16;
+    case DType::kBF16:
+      return GGML_TYPE_BF16;
+    case DType::kF32:
+      return GGML_TYPE_F32;
+    case DType::kAuto:
+      break;
   }
   if (!is_float(source) || !backend_.is_cpu()) return source;
   const bool native_bf16 = ggml_cpu_has_avx512_bf16() || ggml_cpu_has_amx_int8();
@@ -83,8 +88,7 @@ Tensor WeightLoader::declare(const std::string& name, bool required, std::int64_
                         ggml_type_name(source->type));
   }
   const bool mapped = can_map(*source, type);
-  Tensor tensor =
-      ggml_new_tensor_2d(mapped ? mapped_ctx_.get() : owned_ctx_.get(), type, ne0, ne1);
+  Tensor tensor = ggml_new_tensor_2d(mapped ? mapped_ctx_.get() : owned_ctx_.get(), type, ne0, ne1);
   ggml_set_name(tensor, name.c_str());
   (mapped ? mapped_ : owned_).push_back({source, tensor});
   declared_[name] = tensor;
@@ -99,7 +103,8 @@ Tensor WeightLoader::vector(const std::string& name, std::int64_t n) {
   return declare(name, true, n, 1, GGML_TYPE_F32);
 }
 
-Tensor WeightLoader::optional_matrix(const std::string& name, std::int64_t n_in, std::int64_t n_out) {
+Tensor WeightLoader::optional_matrix(const std::string& name, std::int64_t n_in,
+                                     std::int64_t n_out) {
   return declare(name, false, n_in, n_out, GGML_TYPE_COUNT);
 }
 

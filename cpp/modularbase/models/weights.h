@@ -13,7 +13,8 @@ namespace modularbase {
 
 /// In what type the base's matrices are held.
 enum class DType {
-  kAuto,  // 16- and 32-bit files: BF16 where the CPU multiplies it natively, else F16; quantised: as they are
+  kAuto,  // 16- and 32-bit files: BF16 where the CPU multiplies it natively, else F16; quantised:
+          // as they are
   kKeep,  // as the file has them, mapped without a copy
   kF16,
   kBF16,
@@ -30,13 +31,14 @@ struct WeightMemory {
   std::size_t n_bytes_mapped = 0;  // of them, still in the file's pages
 };
 
-/// Declares the tensors a family wants, checking each shape, then brings them all into memory at once.
-/// The file must outlive the memory (mapped tensors point into it).
+/// Declares the tensors a family wants, checking each shape, then brings them all into memory at
+/// once. The file must outlive the memory (mapped tensors point into it).
 class WeightLoader {
  public:
   WeightLoader(const GgufFile& file, const Backend& backend, DType dtype);
 
-  /// A matrix [n_in, n_out] in the requested dtype. \throws BaseLoadError when missing or misshapen.
+  /// A matrix [n_in, n_out] in the requested dtype. \throws BaseLoadError when missing or
+  /// misshapen.
   Tensor matrix(const std::string& name, std::int64_t n_in, std::int64_t n_out);
   /// A vector [n], always F32.
   Tensor vector(const std::string& name, std::int64_t n);
@@ -44,7 +46,8 @@ class WeightLoader {
   Tensor optional_matrix(const std::string& name, std::int64_t n_in, std::int64_t n_out);
   Tensor optional_vector(const std::string& name, std::int64_t n);
 
-  /// \throws BaseLoadError for a tensor of the file that no one asked for; DeviceError when memory is short.
+  /// \throws BaseLoadError for a tensor of the file that no one asked for; DeviceError when memory
+  /// is short.
   WeightMemory finish();
 
  private:

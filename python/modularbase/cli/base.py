@@ -47,7 +47,9 @@ def install(name: Name) -> None:
 
         def show(step: InstallProgress) -> None:
             description = f"{step.base}: {step.stage}"
-            progress.update(task, description=description, completed=step.n_done, total=step.n_total)
+            progress.update(
+                task, description=description, completed=step.n_done, total=step.n_total
+            )
 
         installed = bases.install(name, show)
     err.print(f"{installed.name} is installed: {installed.path}", soft_wrap=True)

@@ -41,14 +41,17 @@ def bench(
             out.print(f"{name:14} {value:10.1f}")
 
 
-def _round(engine: Engine, n_prompt: int, n_gen: int, n_parallel: int, seed: int) -> dict[str, float]:
+def _round(
+    engine: Engine, n_prompt: int, n_gen: int, n_parallel: int, seed: int
+) -> dict[str, float]:
     """One round; the prompts are new every time, so that nothing comes from the prefix cache."""
     draw = random.Random(seed)
     prompts = [
         [draw.randrange(engine.info["n_vocab"]) for _ in range(n_prompt)] for _ in range(n_parallel)
     ]
     generations = [
-        engine.submit(prompt, max_tokens=n_gen, temperature=0, ignore_eos=True) for prompt in prompts
+        engine.submit(prompt, max_tokens=n_gen, temperature=0, ignore_eos=True)
+        for prompt in prompts
     ]
     timings = [generation.result().timings for generation in generations]
     total_ms = max(t.queue_ms + t.prefill_ms + t.decode_ms for t in timings)

@@ -44,7 +44,7 @@ class Conversation:
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def answer(self, question: str) -> None:
-        """Streams an answer to stdout and remembers both; an interrupted answer is kept as far as it came."""
+        """Streams an answer to stdout and remembers both, an interrupted one as far as it came."""
         self.messages.append({"role": "user", "content": question})
         try:
             generation = self.engine.submit(self.engine.chat_prompt(self.messages), **self.params)
@@ -59,7 +59,8 @@ class Conversation:
                 sys.stdout.flush()
             result = generation.result()
             self.last_stats = (
-                f"{result.usage.prompt_tokens} prompt tokens ({result.usage.cached_tokens} cached), "
+                f"{result.usage.prompt_tokens} prompt tokens "
+                f"({result.usage.cached_tokens} cached), "
                 f"{result.usage.completion_tokens} generated at {result.timings.decode_tps:.1f}/s, "
                 f"first after {result.timings.ttft_ms:.0f} ms"
             )
@@ -139,6 +140,26 @@ def _handle(conversation: Conversation, line: str) -> bool:
     return True
 
 
+def _help(_: Conversation, __: str) -> None:
+    err.print(HELP, markup=False, highlight=False)
+
+
+def _reset(conversation: Conversation, _: str) -> None:
+    conversation.reset()
+
+
+def _undo(conversation: Conversation, _: str) -> None:
+    conversation.undo()
+
+
+def _params(conversation: Conversation, _: str) -> None:
+    err.print(json.dumps(conversation.params))
+
+
+def _stats(conversation: Conversation, _: str) -> None:
+    err.print(conversation.last_stats)
+
+
 def _set(conversation: Conversation, rest: str) -> None:
     name, _, value = rest.partition(" ")
     if name not in conversation.params or name == "stop":
@@ -183,14 +204,14 @@ def _retry(conversation: Conversation, _: str) -> None:
 
 
 _COMMANDS = {
-    "help": lambda c, _: err.print(HELP, markup=False, highlight=False),
+    "help": _help,
     "system": _system,
-    "reset": lambda c, _: c.reset(),
-    "undo": lambda c, _: c.undo(),
+    "reset": _reset,
+    "undo": _undo,
     "retry": _retry,
-    "params": lambda c, _: err.print(json.dumps(c.params)),
+    "params": _params,
     "set": _set,
     "save": _save,
     "load": _load,
-    "stats": lambda c, _: err.print(c.last_stats),
+    "stats": _stats,
 }

@@ -1,7 +1,7 @@
 """What the commands share: where output goes, and how an error ends the process.
 
-Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or request,
-130 interrupted.
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or
+request, 130 interrupted.
 """
 
 from __future__ import annotations

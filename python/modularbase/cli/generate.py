@@ -13,9 +13,13 @@ from modularbase.errors import InvalidRequestError
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Text; - reads stdin.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Text; - reads stdin.")
+    ] = None,
     base: Base = DEFAULT_BASE,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the text.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="No chat template: continue the text.")
+    ] = False,
     dtype: o.DType = "auto",
     threads: o.Threads = None,
     n_ctx: o.Context = None,
@@ -83,6 +87,7 @@ def generate(
         )
     else:
         err.print(
-            f"[dim]{result.usage.completion_tokens} tokens, {result.timings.decode_tps:.1f} tokens/s, "
+            f"[dim]{result.usage.completion_tokens} tokens, "
+            f"{result.timings.decode_tps:.1f} tokens/s, "
             f"first after {result.timings.ttft_ms:.0f} ms[/]"
         )

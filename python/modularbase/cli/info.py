@@ -19,14 +19,18 @@ _PACKAGES = ("modularbase", "numpy", "tokenizers", "jinja2", "huggingface-hub")
 
 
 def info(
-    base: Annotated[str, typer.Argument(help="Name of a base, or path of a GGUF file.")] = DEFAULT_BASE,
+    base: Annotated[
+        str, typer.Argument(help="Name of a base, or path of a GGUF file.")
+    ] = DEFAULT_BASE,
     as_json: Json = False,
 ) -> None:
     """Prints a base's metadata (without its vocabulary)."""
     path = install.resolve(base)
     values: dict[str, Any] = {"path": str(path), "n_bytes": Path(path).stat().st_size}
     for key, value in read_metadata(path).items():
-        values[key] = f"[{len(value)} values]" if isinstance(value, list) and len(value) > 16 else value
+        values[key] = (
+            f"[{len(value)} values]" if isinstance(value, list) and len(value) > 16 else value
+        )
     if as_json:
         print_json(values)
     else:

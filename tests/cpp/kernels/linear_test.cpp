@@ -29,7 +29,8 @@ class FencedBytes {
   explicit FencedBytes(std::size_t n_bytes) {
     const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
     n_mapped_ = (n_bytes + page - 1) / page * page + page;
-    void* base = mmap(nullptr, n_mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* base =
+        mmap(nullptr, n_mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     REQUIRE(base != MAP_FAILED);
     base_ = static_cast<char*>(base);
     REQUIRE(mprotect(base_ + n_mapped_ - page, page, PROT_NONE) == 0);
@@ -46,7 +47,9 @@ class FencedBytes {
   std::size_t n_mapped_;
 };
 
-float round_to_bf16(float v) { return ggml_bf16_to_fp32(ggml_fp32_to_bf16(v)); }
+float round_to_bf16(float v) {
+  return ggml_bf16_to_fp32(ggml_fp32_to_bf16(v));
+}
 
 struct Shape {
   ggml_type type;
@@ -87,7 +90,8 @@ class Problem {
   }
 
   /// Runs rows [row, row + n_rows) on n_threads threads; y has kGuard more floats at both ends.
-  std::vector<float> run(std::int64_t row, std::int64_t n_rows, int n_threads, bool in_place = false) const {
+  std::vector<float> run(std::int64_t row, std::int64_t n_rows, int n_threads,
+                         bool in_place = false) const {
     std::vector<LinearWeight> weights;
     for (const Matrix& m : matrices_) {
       weights.push_back({.type = shape_.type,
@@ -102,17 +106,19 @@ class Problem {
       residual = y.data() + kGuard;
     }
     std::atomic<int> next_chunk{0};
-    const LinearArgs args{.weights = weights.data(),
-                          .n_weights = static_cast<int>(weights.size()),
-                          .n_in = shape_.n_in,
-                          .n_rows = n_rows,
-                          .x = x() + row * shape_.n_in,
-                          .residual = shape_.epilogue == Epilogue::kAddResidual ? residual : nullptr,
-                          .y = y.data() + kGuard,
-                          .epilogue = shape_.epilogue,
-                          .next_chunk = &next_chunk};
+    const LinearArgs args{
+        .weights = weights.data(),
+        .n_weights = static_cast<int>(weights.size()),
+        .n_in = shape_.n_in,
+        .n_rows = n_rows,
+        .x = x() + row * shape_.n_in,
+        .residual = shape_.epilogue == Epilogue::kAddResidual ? residual : nullptr,
+        .y = y.data() + kGuard,
+        .epilogue = shape_.epilogue,
+        .next_chunk = &next_chunk};
     std::vector<std::thread> threads;
-    for (int i = 1; i < n_threads; ++i) threads.emplace_back([&, i] { linear(args, i, n_threads); });
+    for (int i = 1; i < n_threads; ++i)
+      threads.emplace_back([&, i] { linear(args, i, n_threads); });
     linear(args, 0, n_threads);
     for (std::thread& thread : threads) thread.join();
     return y;
@@ -127,7 +133,8 @@ class Problem {
       const Answer gate = product(matrices_[0], row, col), up = product(matrices_[1], row, col);
       const double silu = gate.value / (1.0 + std::exp(-gate.value));
       // The slope of silu is below 1.1; the vector exp adds 1e-6 of the result.
-      return {silu * up.value, 1.1 * gate.tolerance * std::abs(up.value) + std::abs(silu) * up.tolerance +
+      return {silu * up.value, 1.1 * gate.tolerance * std::abs(up.value) +
+                                   std::abs(silu) * up.tolerance +
                                    1e-6 * std::abs(silu * up.value) + 1e-12};
     }
     std::int64_t in_matrix = col;
@@ -135,7 +142,8 @@ class Problem {
     while (in_matrix >= matrices_[m].n_out) in_matrix -= matrices_[m++].n_out;
     Answer answer = product(matrices_[m], row, in_matrix);
     if (shape_.epilogue == Epilogue::kAddResidual) {
-      answer.value += static_cast<double>(residual_[static_cast<std::size_t>(row * y_cols() + col)]);
+      answer.value +=
+          static_cast<double>(residual_[static_cast<std::size_t>(row * y_cols() + col)]);
     }
     return answer;
   }
@@ -149,12 +157,15 @@ class Problem {
   }
 
   Matrix make_matrix(std::int64_t n_out) {
-    Matrix m{.n_out = n_out, .bytes = nullptr, .values = random_floats(shape_.n_in * n_out), .bias = {}};
+    Matrix m{
+        .n_out = n_out, .bytes = nullptr, .values = random_floats(shape_.n_in * n_out), .bias = {}};
     const std::size_t n = m.values.size();
     m.bytes = std::make_unique<FencedBytes>(n * ggml_type_size(shape_.type));
-    ggml_quantize_chunk(shape_.type, m.values.data(), m.bytes->data(), 0, n_out, shape_.n_in, nullptr);
+    ggml_quantize_chunk(shape_.type, m.values.data(), m.bytes->data(), 0, n_out, shape_.n_in,
+                        nullptr);
     if (shape_.type != GGML_TYPE_F32) {
-      ggml_get_type_traits(shape_.type)->to_float(m.bytes->data(), m.values.data(), static_cast<std::int64_t>(n));
+      ggml_get_type_traits(shape_.type)
+          ->to_float(m.bytes->data(), m.values.data(), static_cast<std::int64_t>(n));
     }
     if (shape_.has_bias) m.bias = random_floats(n_out);
     return m;
@@ -165,13 +176,15 @@ class Problem {
     double sum = 0.0, magnitude = 0.0;
     for (std::int64_t k = 0; k < shape_.n_in; ++k) {
       const float value = x()[row * shape_.n_in + k];
-      const double term = static_cast<double>(rounds_x ? round_to_bf16(value) : value) *
-                          static_cast<double>(m.values[static_cast<std::size_t>(col * shape_.n_in + k)]);
+      const double term =
+          static_cast<double>(rounds_x ? round_to_bf16(value) : value) *
+          static_cast<double>(m.values[static_cast<std::size_t>(col * shape_.n_in + k)]);
       sum += term;
       magnitude += std::abs(term);
     }
     if (!m.bias.empty()) sum += static_cast<double>(m.bias[static_cast<std::size_t>(col)]);
-    // A lane adds up to n_in / kLanes terms and the tree a few more, each addition within 2^-24 of the partial sum.
+    // A lane adds up to n_in / kLanes terms and the tree a few more, each addition within 2^-24 of
+    // the partial sum.
     const double n_additions = static_cast<double>(shape_.n_in) / simd::kLanes + 8.0;
     return {sum, n_additions * 0x1p-24 * (magnitude + 8.0)};
   }
@@ -183,10 +196,12 @@ class Problem {
   std::vector<float> residual_;
 };
 
-/// Compares every element with the double-precision answer and the guards with what was there before.
+/// Compares every element with the double-precision answer and the guards with what was there
+/// before.
 void check_against_doubles(const Problem& problem, int n_threads, bool in_place = false) {
   const Shape& shape = problem.shape();
-  INFO(ggml_type_name(shape.type), " n_in ", shape.n_in, " rows ", shape.n_rows, " threads ", n_threads);
+  INFO(ggml_type_name(shape.type), " n_in ", shape.n_in, " rows ", shape.n_rows, " threads ",
+       n_threads);
   const std::vector<float> y = problem.run(0, shape.n_rows, n_threads, in_place);
   const auto n = static_cast<std::size_t>(shape.n_rows * problem.y_cols());
   REQUIRE(y.size() == n + 2 * kGuard);
@@ -195,9 +210,11 @@ void check_against_doubles(const Problem& problem, int n_threads, bool in_place 
   CHECK(std::all_of(y.end() - kGuard, y.end(), is_untouched));
   int n_wrong = 0;
   for (std::size_t i = 0; i < n; ++i) {
-    const auto [value, tolerance] = problem.expected(static_cast<std::int64_t>(i) / problem.y_cols(),
-                                                     static_cast<std::int64_t>(i) % problem.y_cols());
-    const bool is_right = std::abs(static_cast<double>(y[kGuard + i]) - value) <= tolerance;  // false for a NaN
+    const auto [value, tolerance] =
+        problem.expected(static_cast<std::int64_t>(i) / problem.y_cols(),
+                         static_cast<std::int64_t>(i) % problem.y_cols());
+    const bool is_right =
+        std::abs(static_cast<double>(y[kGuard + i]) - value) <= tolerance;  // false for a NaN
     if (!is_right && n_wrong++ == 0) {
       FAIL_CHECK("element ", i, " is ", y[kGuard + i], ", expected ", value, " +- ", tolerance);
     }
@@ -212,13 +229,15 @@ TEST_CASE("linear: every row count, odd sizes, against double precision") {
     for (std::int64_t n_rows = 1; n_rows <= 20; ++n_rows) {
       check_against_doubles(Problem({type, 67, {45}, n_rows}), 1);
     }
-    for (std::int64_t n_rows : {31, 48, 70, 131}) check_against_doubles(Problem({type, 96, {37}, n_rows}), 1);
+    for (std::int64_t n_rows : {31, 48, 70, 131})
+      check_against_doubles(Problem({type, 96, {37}, n_rows}), 1);
   }
 }
 
 TEST_CASE("linear: every tail of n_in and n_out") {
   for (ggml_type type : kTypes) {
-    for (std::int64_t n_in = 1; n_in <= 66; ++n_in) check_against_doubles(Problem({type, n_in, {5}, 4}), 1);
+    for (std::int64_t n_in = 1; n_in <= 66; ++n_in)
+      check_against_doubles(Problem({type, n_in, {5}, 4}), 1);
     for (std::int64_t n_out = 1; n_out <= 35; ++n_out) {
       check_against_doubles(Problem({type, 40, {n_out}, 1}), 1);
       check_against_doubles(Problem({type, 40, {n_out}, 10}), 2);
@@ -232,7 +251,8 @@ TEST_CASE("linear: one to three weights, biases and epilogues") {
       for (int n_threads : {1, 2, 4}) {
         for (bool has_bias : {false, true}) {
           const auto check = [&](std::vector<std::int64_t> n_out, Epilogue epilogue) {
-            check_against_doubles(Problem({type, 72, std::move(n_out), n_rows, epilogue, has_bias}), n_threads);
+            check_against_doubles(Problem({type, 72, std::move(n_out), n_rows, epilogue, has_bias}),
+                                  n_threads);
           };
           check({50}, Epilogue::kNone);
           check({64, 24}, Epilogue::kNone);
@@ -247,7 +267,8 @@ TEST_CASE("linear: one to three weights, biases and epilogues") {
 
 TEST_CASE("linear: the residual may be y itself") {
   for (std::int64_t n_rows : {1, 29}) {
-    check_against_doubles(Problem({GGML_TYPE_BF16, 64, {70}, n_rows, Epilogue::kAddResidual}), 2, true);
+    check_against_doubles(Problem({GGML_TYPE_BF16, 64, {70}, n_rows, Epilogue::kAddResidual}), 2,
+                          true);
   }
 }
 
@@ -275,7 +296,8 @@ TEST_CASE("linear: a row alone and in a batch, on any number of threads, bit for
           CAPTURE(row);
           const float* in_batch = batch.data() + kGuard + row * problem.y_cols();
           const float* by_itself = alone[static_cast<std::size_t>(row)].data() + kGuard;
-          REQUIRE(std::memcmp(in_batch, by_itself, static_cast<std::size_t>(problem.y_cols()) * sizeof(float)) == 0);
+          REQUIRE(std::memcmp(in_batch, by_itself,
+                              static_cast<std::size_t>(problem.y_cols()) * sizeof(float)) == 0);
         }
       }
     }
@@ -301,13 +323,14 @@ TEST_CASE("linear: agrees with ggml_mul_mat") {
       ggml_build_forward_expand(graph, product);
       REQUIRE(ggml_graph_compute_with_ctx(context.get(), graph, 1) == GGML_STATUS_SUCCESS);
       const std::vector<float> y = problem.run(0, n_rows, 1);
-      // ggml rounds x to the type of the weights: 2^-9 (BF16) or 2^-12 (F16) of each of 192 terms of size about 1,
-      // whose errors add like a random walk; six standard deviations.
+      // ggml rounds x to the type of the weights: 2^-9 (BF16) or 2^-12 (F16) of each of 192 terms
+      // of size about 1, whose errors add like a random walk; six standard deviations.
       const double tolerance = 6.0 * std::sqrt(192.0) * (type == GGML_TYPE_BF16 ? 0x1p-9 : 0x1p-12);
       double worst = 0.0;
       for (std::int64_t i = 0; i < 96 * n_rows; ++i) {
         const float theirs = static_cast<const float*>(product->data)[i];
-        worst = std::max(worst, static_cast<double>(std::abs(theirs - y[kGuard + static_cast<std::size_t>(i)])));
+        worst = std::max(
+            worst, static_cast<double>(std::abs(theirs - y[kGuard + static_cast<std::size_t>(i)])));
       }
       CAPTURE(ggml_type_name(type));
       CHECK(worst <= tolerance);

@@ -89,8 +89,8 @@ TEST_CASE("the least recently used leaf goes first, and never a block someone ho
 }
 
 TEST_CASE("random inserts, matches and evictions: what is shared holds exactly those tokens") {
-  // Each block remembers what its writer put there; a match must only return blocks whose content is the
-  // prefix asked for, and the pool must end empty.
+  // Each block remembers what its writer put there; a match must only return blocks whose content
+  // is the prefix asked for, and the pool must end empty.
   BlockPool pool(64);
   PrefixIndex index(pool, kBlock);
   std::map<BlockId, std::vector<TokenId>> content;
@@ -101,8 +101,9 @@ TEST_CASE("random inserts, matches and evictions: what is shared holds exactly t
     const PrefixMatch match = index.match(tokens);
     std::size_t at = 0;
     for (const BlockId block : match.shared) {
-      const std::vector<TokenId> expected(tokens.begin() + static_cast<std::ptrdiff_t>(at),
-                                          tokens.begin() + static_cast<std::ptrdiff_t>(at + kBlock));
+      const std::vector<TokenId> expected(
+          tokens.begin() + static_cast<std::ptrdiff_t>(at),
+          tokens.begin() + static_cast<std::ptrdiff_t>(at + kBlock));
       REQUIRE(content[block] == expected);
       at += kBlock;
     }
