@@ -21,12 +21,19 @@ struct Gathered {
   float* o;    // [head_dim]
 };
 
+// Fetches part of a tile that is read next, while this one is computed: the memory never rests.
+inline void prefetch_lines(const std::uint16_t* tile, std::int64_t first, std::int64_t n_elements) {
+  constexpr std::int64_t kLine = 32;  // elements
+  for (std::int64_t i = 0; i < n_elements; i += kLine) __builtin_prefetch(tile + first + i);
+}
+
 // scores[g][j] = q_g . k_j for 64 tokens (all of them: a partly filled block holds old numbers,
 // ignored later).
 template <class Cache, int G>
 void block_scores(const float* q, std::int64_t head_dim, const std::uint16_t* k, int n_tokens,
-                  float (*scores)[kBlockTokens]) {
+                  const std::uint16_t* ahead, float (*scores)[kBlockTokens]) {
   for (int j = 0; j < n_tokens; j += 4) {
+    prefetch_lines(ahead, j * head_dim, 4 * head_dim);
     simd::Vec sums[4][G];
     for (auto& row : sums) {
       for (simd::Vec& sum : row) sum = simd::zero();
@@ -49,7 +56,7 @@ void block_scores(const float* q, std::int64_t head_dim, const std::uint16_t* k,
 // o_g += sum_j p[g][j] v_j
 template <class Cache, int G>
 void add_values(const float (*p)[kBlockTokens], int n_tokens, const std::uint16_t* v,
-                std::int64_t head_dim, const Gathered* gathered) {
+                std::int64_t head_dim, const std::uint16_t* ahead, const Gathered* gathered) {
   constexpr int kVecs = 4;
   const auto run = [&]<int N>(std::int64_t d) {
     simd::Vec o[G][N];
@@ -57,6 +64,7 @@ void add_values(const float (*p)[kBlockTokens], int n_tokens, const std::uint16_
       for (int i = 0; i < N; ++i) o[g][i] = simd::load(gathered[g].o + d + i * simd::kLanes);
     }
     for (int j = 0; j < n_tokens; ++j) {
+      prefetch_lines(ahead, j * head_dim, head_dim);
       simd::Vec value[N];
       for (int i = 0; i < N; ++i) value[i] = Cache::load(v + j * head_dim + d + i * simd::kLanes);
       for (int g = 0; g < G; ++g) {
@@ -118,13 +126,17 @@ void attend_heads(const AttentionArgs& args, const AttentionSpan& span, const At
     const std::int32_t block = span.block_table[first / kBlockTokens];
     const int n_visible = std::min(kBlockTokens, end - first);
     const int n_padded = (n_visible + 15) / 16 * 16;
-    block_scores<Cache, G>(q, kv.head_dim, cache_tile(kv.k, kv, block, item.kv_head), n_padded,
-                           scores);
+    const std::uint16_t* k = cache_tile(kv.k, kv, block, item.kv_head);
+    const std::uint16_t* v = cache_tile(kv.v, kv, block, item.kv_head);
+    const bool is_last = first + kBlockTokens >= end;
+    const std::uint16_t* next_k =
+        is_last ? k
+                : cache_tile(kv.k, kv, span.block_table[first / kBlockTokens + 1], item.kv_head);
+    block_scores<Cache, G>(q, kv.head_dim, k, n_padded, v, scores);
     for (int g = 0; g < G; ++g) {
       online_softmax(scores[g], n_visible, n_padded, kv.head_dim, gathered[g]);
     }
-    add_values<Cache, G>(scores, n_visible, cache_tile(kv.v, kv, block, item.kv_head), kv.head_dim,
-                         gathered);
+    add_values<Cache, G>(scores, n_visible, v, kv.head_dim, next_k, gathered);
   }
 }
 
