@@ -88,6 +88,17 @@ def run_suite(suite: Suite, settings: Settings, chosen: argparse.Namespace) -> d
     return content
 
 
+def try_suite(
+    suite: Suite, settings: Settings, chosen: argparse.Namespace
+) -> dict[str, object] | None:
+    """Runs a benchmark; one that fails (None) does not cost the hour that the others take."""
+    try:
+        return run_suite(suite, settings, chosen)
+    except (PeerRunError, ours.MeasurementError) as error:
+        say(f"error: {suite.name}: {error}")
+        return None
+
+
 def main(arguments: list[str]) -> int:
     """Builds the peer and the model files where missing, and runs what was asked for."""
     chosen = parse_arguments(arguments)
@@ -99,15 +110,10 @@ def main(arguments: list[str]) -> int:
     except (build.PeerBuildError, models.ModelFileError) as error:
         say(f"error: {error}")
         return 1
-    documents, failed = [], []
-    for name in chosen.only:  # one that fails does not cost the hour that the others take
-        try:
-            documents.append(run_suite(SUITES[name], settings, chosen))
-        except (PeerRunError, ours.MeasurementError) as error:
-            failed.append(name)
-            say(f"error: {name}: {error}")
+    documents = {name: try_suite(SUITES[name], settings, chosen) for name in chosen.only}
     if chosen.json:
-        print(json.dumps(documents, indent=2))
+        print(json.dumps([document for document in documents.values() if document], indent=2))
+    failed = [name for name, document in documents.items() if document is None]
     if failed:
         say(f"failed: {', '.join(failed)}")
     return 1 if failed else 0

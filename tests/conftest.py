@@ -43,7 +43,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModelFactory:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The default base's file (Q4_1): the one MODULARBASE_TEST_BASE names, else installed when missing."""
+    """The default base (Q4_1): MODULARBASE_TEST_BASE, else installed when missing."""
     local = os.environ.get("MODULARBASE_TEST_BASE")
     return Path(local) if local else install.resolve("smollm2-135m", install=True)
 

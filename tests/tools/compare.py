@@ -17,7 +17,7 @@ def top2_gap(result: Result, step: int) -> float:
 
 
 def assert_same_tokens(found: Sequence[int], expected: Result, gap: float) -> None:
-    """Asserts equal greedy tokens up to the first step at which `expected` had two tokens within `gap`.
+    """Asserts equal greedy tokens up to the first step where `expected` led by less than `gap`.
 
     Args:
         found: Tokens to check.
@@ -33,13 +33,13 @@ def assert_same_tokens(found: Sequence[int], expected: Result, gap: float) -> No
 
 
 def n_clear_steps(result: Result, gap: float) -> int:
-    """Steps before the first whose two likeliest tokens are within `gap`: what the check above covers."""
+    """Steps before the first whose lead is under `gap`: what the check above covers."""
     unclear = (i for i in range(len(result.token_ids)) if top2_gap(result, i) < gap)
     return next(unclear, len(result.token_ids))
 
 
 def assert_same_logprobs(found: Result, expected: Result, atol: float) -> None:
-    """Asserts that the log-probabilities agree as far as the tokens do; atol 0 means bit for bit."""
+    """Asserts equal log-probabilities as far as the tokens agree; atol 0 is bit for bit."""
     assert found.logprobs is not None and expected.logprobs is not None
     same = [
         a.token_id == b.token_id for a, b in zip(found.logprobs, expected.logprobs, strict=True)

@@ -1,4 +1,4 @@
-"""Makes changed copies of GGUF files, for tests that need a file of another type or a broken one."""
+"""Changed copies of GGUF files, for tests that need another type or a broken file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def copy_gguf(
     Args:
         source: A sound GGUF file.
         target: Where the copy goes.
-        changes: Values of keys, which keep the type they have in `source` where they are known there.
+        changes: Values of keys; a key that `source` has keeps its type.
         drop: Keys and names of tensors to leave out.
         edit: Asked for every tensor.
     """

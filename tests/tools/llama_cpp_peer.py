@@ -1,4 +1,4 @@
-"""llama.cpp, through llama-cpp-python's C API, as the tests compare with it: one file, one sequence, on the CPU."""
+"""llama.cpp through llama-cpp-python's C API: one file, one sequence, on the CPU."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class LlamaCpp:
         self, path: Path, *, n_ctx: int = 512, n_batch: int = 512, n_threads: int = 1
     ) -> None:
         _be_quiet()
-        self._model = llama_cpp.llama_model_load_from_file(
-            str(path).encode(), llama_cpp.llama_model_default_params()
-        )
+        model_params = llama_cpp.llama_model_default_params()
+        # Its AMX kernels crash when GCC 12 builds them: the tile configuration is optimised away.
+        model_params.use_extra_bufts = False
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = self._n_batch = n_batch
@@ -115,7 +116,8 @@ class LlamaCpp:
         assert status == 0, f"llama_decode gave {status}"
         self._n_past += len(ids)
         pointer = llama_cpp.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (len(ids), self.n_vocab)).copy()
+        rows: Floats = np.ctypeslib.as_array(pointer, (len(ids), self.n_vocab)).copy()
+        return rows
 
 
 def log_softmax(logits: Floats) -> NDArray[np.float64]:
