@@ -2,8 +2,8 @@
 
 A case has a baseline (the peer) and contenders (ours), each a mapping from an option's name to a
 measure. A round runs the baseline's options and then the contenders. The baseline counts with the
-best of its options, chosen by median in the same run; options that are clearly behind after the
-first round are not run again. A ratio above 1 always means that the contender is better.
+best of its options, chosen by median in the same run; options that crash, or are clearly behind
+after the first round, are not run again. A ratio above 1 always means that the contender is better.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from benchmarks.peers.process import PeerRunError
 
 Measure = Callable[[], float]
 Report = Callable[[str], None]
@@ -149,6 +151,15 @@ def _own_cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def _try_option(case: Case, label: str, report: Report) -> float | None:
+    """Measures an option of the baseline; one that crashes (None) does not count."""
+    try:
+        return case.baseline[label]()
+    except PeerRunError as error:
+        report(f"warning: {case.name}: {label} is left out: {error}")
+        return None
+
+
 def run_case(case: Case, n_rounds: int, report: Report) -> CaseResult:
     """Runs the rounds of a case, the baseline and the contenders in turn.
 
@@ -163,9 +174,13 @@ def run_case(case: Case, n_rounds: int, report: Report) -> CaseResult:
     cpu_seconds = wall_seconds = 0.0
     for number in range(n_rounds):
         start, cpu_start = time.monotonic(), _own_cpu_seconds()
-        for label in live:
-            baseline[label].append(case.baseline[label]())
-            report(f"{case.name}: round {number + 1}/{n_rounds} {label} {baseline[label][-1]:.4g}")
+        for label in tuple(live):
+            value = _try_option(case, label, report)
+            if value is None:
+                live.remove(label)
+                continue
+            baseline[label].append(value)
+            report(f"{case.name}: round {number + 1}/{n_rounds} {label} {value:.4g}")
         wall_seconds += time.monotonic() - start
         cpu_seconds += _own_cpu_seconds() - cpu_start
         for label, measure in case.contenders.items():

@@ -14,7 +14,7 @@ void raise(const char* name, Fields&&... fields) {
   PyErr_SetObject(type.ptr(), error.ptr());
 }
 
-void translate(std::exception_ptr pointer) {
+void translate(std::exception_ptr pointer) {  // NOLINT: the signature pybind11 asks for
   try {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const BaseLoadError& e) {

@@ -38,6 +38,7 @@ set(BUILD_SHARED_LIBS OFF CACHE BOOL "" FORCE)
 set(GGML_NATIVE ${MODULARBASE_NATIVE} CACHE BOOL "" FORCE)
 set(GGML_LLAMAFILE ON CACHE BOOL "" FORCE) # off by default in standalone ggml
 set(GGML_OPENMP OFF CACHE BOOL "" FORCE) # ggml's own pool: persistent workers, no clash with torch's OpenMP
+set(GGML_ALL_WARNINGS OFF CACHE BOOL "" FORCE) # GCC 12 warns inside its own AVX-512 headers
 set(GGML_CCACHE OFF CACHE BOOL "" FORCE) # Compile.cmake decides for all targets
 set(GGML_BUILD_TESTS OFF CACHE BOOL "" FORCE)
 set(GGML_BUILD_EXAMPLES OFF CACHE BOOL "" FORCE)

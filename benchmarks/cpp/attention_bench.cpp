@@ -214,7 +214,9 @@ class Workload {
     ggml_tensor* v_pool =
         filled(type_, heads_.head_dim, kBlockTokens, heads_.n_head_kv, n_blocks(case_));
     node.args.batch = &batch_;
-    node.args.kv = {type_, k_pool->data, v_pool->data, heads_.n_head_kv, heads_.head_dim};
+    node.args.kv = {type_,           k_pool->data,
+                    v_pool->data,    heads_.n_head_kv,
+                    heads_.head_dim, heads_.n_head_kv * kBlockTokens * heads_.head_dim};
     node.args.n_head = heads_.n_head;
     node.args.qkv_stride = qkv_->ne[0] * qkv_->ne[1];
     node.args.qkv = static_cast<const float*>(qkv_->data);

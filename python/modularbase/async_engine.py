@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from modularbase.engine import Engine
+from modularbase.errors import CancelledError
 from modularbase.types import FloatArray, Message, Prompt, Result, SamplingParams, Score
 
 _T = TypeVar("_T")
@@ -65,6 +66,7 @@ class AsyncEngine:
             while (piece := await self._wait(lambda: next(pieces, None))) is not None:
                 if piece.text:
                     yield piece.text
+            await self._wait(generation.result)
         finally:
             generation.cancel()
 
@@ -83,4 +85,8 @@ class AsyncEngine:
         return await self._wait(lambda: self.engine.embed(prompt))
 
     async def _wait(self, call: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._waiters, call)
+        try:
+            waiting = asyncio.get_running_loop().run_in_executor(self._waiters, call)
+        except RuntimeError as error:  # the threads went with close
+            raise CancelledError("the engine is closed") from error
+        return await waiting

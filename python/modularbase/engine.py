@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,9 @@ import numpy as np
 from modularbase import _core
 from modularbase.bases import install
 from modularbase.bases.chat_template import ChatTemplate
+from modularbase.bases.text_stream import StopMatcher
 from modularbase.bases.tokenizer import Tokenizer
-from modularbase.errors import CancelledError, InvalidRequestError
+from modularbase.errors import BaseLoadError, CancelledError, InvalidRequestError
 from modularbase.generation import Generation
 from modularbase.types import (
     EngineOptions,
@@ -37,7 +38,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
     Raises:
         BaseLoadError: The file is not a usable GGUF file.
     """
-    return _core.read_gguf_metadata(os.fspath(path))
+    return _core.read_gguf_metadata(_utf8_path(path))
 
 
 def build_info() -> dict[str, object]:
@@ -91,15 +92,15 @@ class Engine:
         """
         if packs != "none":
             raise InvalidRequestError("packs", "'none'", repr(packs))
-        path = install.resolve(os.fspath(base), install=True)
+        path = install.resolve(os.fsdecode(base), install=True)
         raw = _core.EngineOptions()
         for field in fields(EngineOptions):
-            setattr(raw, field.name, getattr(options or EngineOptions(), field.name))
-        raw.dtype = dtype
-        raw.device = device
+            _assign(raw, field.name, getattr(options or EngineOptions(), field.name))
+        _assign(raw, "dtype", dtype)
+        _assign(raw, "device", device)
         raw.n_threads = 0 if n_threads is None else _positive("n_threads", n_threads)
         raw.n_ctx = 0 if n_ctx is None else _positive("n_ctx", n_ctx)
-        return cls(path, _core.Engine(str(path), raw), read_metadata(path))
+        return cls(path, _core.Engine(_utf8_path(path), raw), read_metadata(path))
 
     def __enter__(self) -> Engine:
         """Returns itself."""
@@ -154,8 +155,11 @@ class Engine:
             KvCacheFullError: The request could never fit the KV cache.
         """
         chosen = _chosen_params(params, overrides)
+        # All that may be refused comes before the request runs.
+        matcher = StopMatcher(_stop_strings(chosen.stop))
+        tokenizer = self.tokenizer
         spec = self._spec(self._token_ids(prompt), chosen)
-        return Generation(self._core.submit(spec), self.tokenizer, chosen)
+        return Generation(self._core.submit(spec), tokenizer, matcher, chosen)
 
     def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
@@ -172,6 +176,7 @@ class Engine:
             for piece in generation:
                 if piece.text:
                     yield piece.text
+            generation.result()  # an engine closed meanwhile is an error, not a shorter text
         finally:
             generation.cancel()
 
@@ -227,7 +232,7 @@ class Engine:
         spec = _core.RequestSpec()
         spec.kind = _core.RequestKind.hidden
         spec.prompt = self._token_ids(prompt)
-        spec.layer = layer
+        _assign(spec, "layer", layer)
         spec.pooling = pooling
         return self._finished(spec).hidden
 
@@ -247,6 +252,8 @@ class Engine:
     def _token_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
+        if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, Iterable):
+            raise InvalidRequestError("prompt", "text or token ids", repr(prompt))
         ids = list(prompt)
         for token in ids:
             if not isinstance(token, (int, np.integer)) or not -(2**31) <= token < 2**31:
@@ -264,11 +271,14 @@ class Engine:
         spec.stop_ids = [] if params.ignore_eos else sorted(self.tokenizer.eog_ids)
         if params.logprobs is not None:
             _assign(spec, "n_logprobs", params.logprobs)
+            if params.logprobs < 0:  # -1 means none in the core
+                raise InvalidRequestError("logprobs", "at least 0", repr(params.logprobs))
         _assign(spec, "n_draft", params.n_draft)
         if params.timeout_s is not None:
-            if not 0 < params.timeout_s < 1e9:
-                raise InvalidRequestError("timeout_s", "a positive number", repr(params.timeout_s))
-            spec.set_timeout(params.timeout_s)
+            timeout_s = params.timeout_s
+            if not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < 1e9:
+                raise InvalidRequestError("timeout_s", "a positive number", repr(timeout_s))
+            spec.set_timeout(timeout_s)
         return spec
 
 
@@ -302,10 +312,27 @@ def _chosen_params(params: SamplingParams | None, overrides: dict[str, Any]) -> 
         raise InvalidRequestError("sampling parameter", f"one of {known}", str(error)) from error
 
 
+def _stop_strings(stop: object) -> list[str]:
+    if isinstance(stop, str):
+        return [stop]
+    if not isinstance(stop, Iterable):
+        raise InvalidRequestError("stop", "a string or several", repr(stop))
+    return list(stop)
+
+
 def _positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
         raise InvalidRequestError(name, "a positive whole number", repr(value))
     return value
+
+
+def _utf8_path(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BaseLoadError(ascii(text), "path", "UTF-8", "other bytes") from error
+    return text
 
 
 def _attributes(raw: object) -> dict[str, Any]:

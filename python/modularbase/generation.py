@@ -107,14 +107,15 @@ class Generation:
     Iterating again starts from the first piece. Safe to use from several threads.
     """
 
-    def __init__(self, ticket: Ticket, tokenizer: Tokenizer, params: SamplingParams) -> None:
+    def __init__(
+        self, ticket: Ticket, tokenizer: Tokenizer, matcher: StopMatcher, params: SamplingParams
+    ) -> None:
         """Use `Engine.submit`."""
-        stops = [params.stop] if isinstance(params.stop, str) else list(params.stop)
         self._ticket = ticket
         self._params = params
         self._decoder = StreamDecoder(tokenizer)
-        self._matcher = StopMatcher(stops)
-        self._has_stops = bool(stops)
+        self._matcher = matcher
+        self._has_stops = bool(params.stop)
         self._lock = threading.Lock()  # guards all below
         self._pieces: list[Piece] = []
         self._tokens: list[_Token] = []

@@ -15,14 +15,16 @@ std::string sentence(std::string_view field, std::string_view expected, std::str
 
 }  // namespace
 
-BaseLoadError::BaseLoadError(std::string path, std::string name, std::string want, std::string got)
+BaseLoadError::BaseLoadError(std::string path, std::string_view name, std::string_view want,
+                             std::string_view got)
     : Error(printable(path, 4096) + ": " + sentence(name, want, got)),
       file(std::move(path)),
       field(printable(name)),
       expected(printable(want)),
       found(printable(got)) {}
 
-InvalidRequestError::InvalidRequestError(std::string name, std::string want, std::string got)
+InvalidRequestError::InvalidRequestError(std::string_view name, std::string_view want,
+                                         std::string_view got)
     : Error(sentence(name, want, got)),
       field(printable(name)),
       expected(printable(want)),

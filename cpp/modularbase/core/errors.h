@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace modularbase {
 
@@ -16,7 +17,8 @@ class Error : public std::runtime_error {
 /// A base file that cannot be used: names the file, the field, and what was expected and found.
 class BaseLoadError : public Error {
  public:
-  BaseLoadError(std::string file, std::string field, std::string expected, std::string found);
+  BaseLoadError(std::string file, std::string_view field, std::string_view expected,
+                std::string_view found);
   const std::string file;
   const std::string field;
   const std::string expected;
@@ -26,7 +28,7 @@ class BaseLoadError : public Error {
 /// A request that makes no sense (negative temperature, empty prompt, token id out of range).
 class InvalidRequestError : public Error {
  public:
-  InvalidRequestError(std::string field, std::string expected, std::string found);
+  InvalidRequestError(std::string_view field, std::string_view expected, std::string_view found);
   const std::string field;
   const std::string expected;
   const std::string found;

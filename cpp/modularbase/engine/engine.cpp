@@ -9,6 +9,7 @@ namespace {
 
 constexpr std::int64_t kMaxDefaultCtx = 32768;
 constexpr std::int64_t kDefaultSequencesOfRoom = 2;
+constexpr std::int64_t kMaxBlocks = std::int64_t{1} << 24;  // a thousand million tokens
 
 double micros(Clock::duration duration) {
   return std::chrono::duration<double, std::micro>(duration).count();
@@ -29,10 +30,11 @@ std::int64_t resolve_n_blocks(std::int64_t budget_bytes, std::size_t block_bytes
   const std::int64_t n_per_sequence = (n_ctx + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
   if (budget_bytes == 0) return kDefaultSequencesOfRoom * n_per_sequence;
   const std::int64_t n = budget_bytes / static_cast<std::int64_t>(block_bytes);
-  if (budget_bytes < 0 || n < 1) {
-    throw InvalidRequestError("kv_budget_bytes",
-                              "at least one block of " + std::to_string(block_bytes) + " bytes",
-                              std::to_string(budget_bytes));
+  if (budget_bytes < 0 || n < 1 || n > kMaxBlocks) {
+    throw InvalidRequestError(
+        "kv_budget_bytes",
+        "1.." + std::to_string(kMaxBlocks) + " blocks of " + std::to_string(block_bytes) + " bytes",
+        std::to_string(budget_bytes));
   }
   return n;
 }
@@ -100,7 +102,10 @@ void Engine::close() {
     stopping_ = true;
   }
   wake_.notify_all();
-  if (thread_.joinable()) thread_.join();
+  // Several callers may close at once; each returns when the thread has ended.
+  std::call_once(joined_, [&] {
+    if (thread_.joinable()) thread_.join();
+  });
 }
 
 void Engine::forget_prefixes() {

@@ -47,7 +47,15 @@ class Engine {
   void show_tokens(Sequence& sequence, std::size_t n_accepted);
   void finish(Sequence& sequence, FinishReason reason);
   void fail(Sequence& sequence);
+  void settle();
   void publish_stats();
+
+  /// How a request ended: with a reason, or with an error.
+  struct Ending {
+    TicketPtr ticket;
+    FinishReason reason;
+    std::exception_ptr error = nullptr;
+  };
 
   const ResolvedOptions options_;
   GgufFile file_;  // outlives the model: weights may be mapped from it
@@ -59,6 +67,9 @@ class Engine {
   std::unique_ptr<Scheduler> scheduler_;
   StepPlan plan_;
   std::vector<GeneratedToken> new_tokens_;
+  std::vector<Ending> endings_;
+  std::int64_t n_steps_ = 0;
+  std::int64_t n_rows_ = 0;
 
   mutable std::mutex mutex_;  // guards all below
   std::condition_variable wake_;
@@ -67,6 +78,7 @@ class Engine {
   bool forget_prefixes_ = false;
   EngineStats stats_;
 
+  std::once_flag joined_;
   std::thread thread_;  // last: starts when everything is there
 };
 

@@ -29,11 +29,12 @@ void Engine::run() {
   while (take_inbox()) {
     drop_ended();
     if (scheduler_->schedule(plan_)) step();
-    publish_stats();
+    settle();
   }
   for (auto& sequence : scheduler_->remove_if(always)) {
-    sequence->ticket->finish(FinishReason::kCancelled);
+    endings_.push_back({std::move(sequence->ticket), FinishReason::kCancelled});
   }
+  settle();
 }
 
 bool Engine::take_inbox() {
@@ -48,14 +49,30 @@ bool Engine::take_inbox() {
 
 void Engine::drop_ended() {
   for (auto& sequence : scheduler_->remove_if(is_cancelled)) {
-    sequence->ticket->finish(FinishReason::kCancelled);
+    endings_.push_back({std::move(sequence->ticket), FinishReason::kCancelled});
   }
   for (auto& sequence : scheduler_->remove_if(is_late)) {
-    sequence->ticket->finish(FinishReason::kDeadline);
+    endings_.push_back({std::move(sequence->ticket), FinishReason::kDeadline});
   }
+  if (!endings_.empty()) settle();  // nobody waits a step for an end that is known
+}
+
+// Who sees a request's end sees statistics that no longer count it.
+void Engine::settle() {
+  publish_stats();
+  for (Ending& ending : endings_) {
+    if (ending.error) {
+      ending.ticket->fail(std::move(ending.error));
+    } else {
+      ending.ticket->finish(ending.reason);
+    }
+  }
+  endings_.clear();
 }
 
 void Engine::step() {
+  ++n_steps_;
+  n_rows_ += plan_.n_rows;
   const std::vector<Sequence*>& planned = scheduler_->planned();
   try {
     runner_->run(plan_);
@@ -80,7 +97,8 @@ void Engine::step() {
 
 // The calling catch block's exception becomes the request's; the other requests go on.
 void Engine::fail(Sequence& sequence) {
-  scheduler_->discard(sequence)->ticket->fail(std::current_exception());
+  endings_.push_back(
+      {scheduler_->discard(sequence)->ticket, FinishReason::kDone, std::current_exception()});
 }
 
 void Engine::commit(Sequence& sequence, std::size_t first_output, std::int64_t n_rows) {
@@ -201,7 +219,7 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
     result.timings = {micros(removed->started_at - removed->submitted_at),
                       micros(prefilled_at - removed->started_at), micros(now - prefilled_at)};
   });
-  removed->ticket->finish(reason);
+  endings_.push_back({std::move(removed->ticket), reason});
 }
 
 void Engine::publish_stats() {
@@ -212,10 +230,8 @@ void Engine::publish_stats() {
   stats_.n_cached_blocks = cache_->n_cached_blocks();
   stats_.graph_bytes = runner_->graph_bytes();
   stats_.n_head_fallbacks = runner_->n_head_fallbacks();
-  if (!plan_.spans.empty()) {
-    ++stats_.n_steps;
-    stats_.n_rows += plan_.n_rows;
-  }
+  stats_.n_steps = n_steps_;
+  stats_.n_rows = n_rows_;
 }
 
 }  // namespace modularbase

@@ -170,11 +170,12 @@ void ModelRunner::fill_inputs(StepGraph& step, const StepPlan& plan) {
 
 void ModelRunner::fill_reference(StepGraph& step, const StepPlan& plan) {
   const std::int64_t n_head_kv = model_.config.n_head_kv;
+  const std::int64_t block_rows = cache_.memory().geometry().block_rows();
   const std::int64_t n_kv = step.key.n_kv;
   constexpr std::int64_t kBlock = kernels::kBlockTokens;
   const auto cache_row = [&](const StepSpan& span, std::int64_t position, std::int64_t head) {
     const BlockId block = span.sequence->blocks[static_cast<std::size_t>(position / kBlock)];
-    return (block * n_head_kv + head) * kBlock + position % kBlock;
+    return block * block_rows + head * kBlock + position % kBlock;
   };
   std::vector<std::int32_t> positions;
   std::vector<std::int64_t> write_rows;

@@ -50,9 +50,13 @@ void Scheduler::admit() {
 }
 
 void Scheduler::preempt(Sequence& sequence) {
-  cache_.publish(sequence.kv, sequence.tokens);
+  publish(sequence);
   cache_.release(sequence.kv);
   sequence.draft.clear();
+  if (sequence.spec.kind != RequestKind::kGenerate) {  // its rows will all be computed again
+    sequence.hidden.clear();
+    sequence.ticket->update([](RequestResult& result) { result.logprobs.clear(); });
+  }
   const auto at = std::find_if(running_.begin(), running_.end(),
                                [&](const auto& running) { return running.get() == &sequence; });
   waiting_.push_front(std::move(*at));
@@ -83,11 +87,8 @@ void Scheduler::plan_generation(StepPlan& plan) {
     std::int64_t n_rows = sequence.n_pending();
     sequence.draft.clear();
     if (sequence.is_decoding()) {
-      if (sequence.drafter) {
-        const auto draft = sequence.drafter->draft();
-        sequence.draft.assign(draft.begin(), draft.end());
-        n_rows += static_cast<std::int64_t>(draft.size());
-      }
+      if (sequence.drafter) add_draft(*sequence.drafter, sequence);
+      n_rows += std::ssize(sequence.draft);
     } else {
       n_rows = std::min(n_rows, n_prompt_rows);
       n_prompt_rows -= n_rows;
@@ -97,6 +98,20 @@ void Scheduler::plan_generation(StepPlan& plan) {
     add_span(plan, sequence, n_rows);
     if (n_rows == sequence.n_pending()) add_outputs(plan, sequence);
   }
+}
+
+// A draft is a guess: it takes no blocks from others, least of all from its own sequence.
+void Scheduler::add_draft(NgramDraft& drafter, Sequence& sequence) {
+  auto draft = drafter.draft();
+  if (sequence.spec.max_tokens > 0) {  // the last token wanted comes from the row before it
+    const auto n_left = static_cast<std::size_t>(sequence.spec.max_tokens - sequence.n_generated);
+    draft = draft.first(std::min(draft.size(), n_left - 1));
+  }
+  const std::int64_t n_tokens = std::ssize(sequence.tokens);
+  while (!draft.empty() && !cache_.reserve(sequence.kv, n_tokens + std::ssize(draft))) {
+    draft = draft.first(draft.size() / 2);
+  }
+  sequence.draft.assign(draft.begin(), draft.end());
 }
 
 void Scheduler::add_span(StepPlan& plan, Sequence& sequence, std::int64_t n_rows) {
@@ -146,9 +161,13 @@ bool Scheduler::plan_prompt_only(StepPlan& plan) {
   return false;
 }
 
-std::unique_ptr<Sequence> Scheduler::remove(Sequence& sequence) {
+void Scheduler::publish(const Sequence& sequence) {
   // A graph that ended at a layer left the layers above it without keys and values.
   if (sequence.spec.kind != RequestKind::kHidden) cache_.publish(sequence.kv, sequence.tokens);
+}
+
+std::unique_ptr<Sequence> Scheduler::remove(Sequence& sequence) {
+  publish(sequence);
   return discard(sequence);
 }
 

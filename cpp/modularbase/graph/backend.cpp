@@ -1,5 +1,9 @@
 #include "modularbase/graph/backend.h"
 
+#include <sys/mman.h>
+
+#include <cstdint>
+
 #include "modularbase/core/errors.h"
 
 namespace modularbase {
@@ -8,6 +12,17 @@ namespace {
 ggml_backend_t init_gpu() {
   ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
   return device ? ggml_backend_dev_init(device, nullptr) : nullptr;
+}
+
+// Weights and KV are read whole, step after step: with 4 KiB pages the address translation is what
+// they wait for. A hint; where the system refuses, nothing changes.
+void prefer_large_pages([[maybe_unused]] void* base, [[maybe_unused]] std::size_t n_bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kPage = 2u << 20;
+  const auto begin = (reinterpret_cast<std::uintptr_t>(base) + kPage - 1) / kPage * kPage;
+  const auto end = (reinterpret_cast<std::uintptr_t>(base) + n_bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 }  // namespace
@@ -66,6 +81,9 @@ std::string Backend::name() const {
 BufferPtr Backend::allocate(ggml_context* ctx, const std::string& what) const {
   BufferPtr buffer(ggml_backend_alloc_ctx_tensors(ctx, handle_.get()));
   if (!buffer) throw DeviceError(name() + ": could not allocate " + what);
+  if (is_cpu_)
+    prefer_large_pages(ggml_backend_buffer_get_base(buffer.get()),
+                       ggml_backend_buffer_get_size(buffer.get()));
   return buffer;
 }
 

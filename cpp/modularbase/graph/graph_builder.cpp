@@ -96,7 +96,7 @@ Tensor GraphBuilder::mul_mat(Tensor weight, Tensor x) {
 }
 
 Tensor GraphBuilder::add(Tensor a, Tensor b) {
-  expect_shape(b, b->name, {a->ne[0], -1});
+  expect_shape(b, b->name, {a->ne[0], b->ne[1] == 1 ? 1 : a->ne[1]});
   return ggml_add(ctx_, a, b);
 }
 

@@ -9,15 +9,16 @@ namespace modularbase::kernels {
 
 inline constexpr int kBlockTokens = 64;  // tokens in one KV block
 
-/// The K and V pools of one layer. Element [block][head][token][dim]: each (block, head) is one
-/// contiguous [head_dim, kBlockTokens] tile, so that a block of another type can be a tile of other
-/// bytes.
+/// The keys and values of one layer. Blocks are block_stride elements apart; within one, element
+/// [head][token][dim]: each (block, head) is one contiguous [head_dim, kBlockTokens] tile, so that
+/// a block of another type can be a tile of other bytes.
 struct KvLayer {
   ggml_type type;  // F16 or BF16
   void* k;
   void* v;
   std::int64_t n_head_kv;
   std::int64_t head_dim;
+  std::int64_t block_stride;
 };
 
 /// Consecutive rows of one sequence in the batch: rows [row0, row0 + n_rows) are its tokens at

@@ -152,7 +152,8 @@ class Tile {
     for (int query = 0; query < kStrip; ++query) {
       const int position = room_.position[static_cast<std::size_t>(strip + query)];
       for (int token = std::max(0, position - first + 1); token < n_tokens; ++token) {
-        room_.weights[static_cast<std::size_t>(token * kStrip + query)] = kMasked;
+        room_.weights[static_cast<std::size_t>(token) * kStrip + static_cast<std::size_t>(query)] =
+            kMasked;
       }
     }
   }

@@ -18,8 +18,8 @@ struct BF16Cache {
 /// The [head_dim, kBlockTokens] tile of a (block, head).
 inline const std::uint16_t* cache_tile(const void* pool, const KvLayer& kv, std::int32_t block,
                                        std::int64_t head) {
-  return static_cast<const std::uint16_t*>(pool) +
-         (block * kv.n_head_kv + head) * kBlockTokens * kv.head_dim;
+  return static_cast<const std::uint16_t*>(pool) + block * kv.block_stride +
+         head * kBlockTokens * kv.head_dim;
 }
 
 }  // namespace modularbase::kernels

@@ -99,7 +99,7 @@ Histogram histogram_of_rows(const HeadWeight& head, const HeadColumns& columns) 
     if (!(rms > 0.0) || !std::isfinite(rms)) return;
     const float to_bin = static_cast<float>(kBins / (2.0 * kBinRange) / rms);
     for (std::size_t p = columns.n_hot; p < z.size(); ++p) {
-      const float bin = std::clamp(z[p] * to_bin + kBins / 2, 0.0f, kBins - 1.0f);
+      const float bin = std::clamp(z[p] * to_bin + 0.5f * kBins, 0.0f, kBins - 1.0f);
       histogram[static_cast<std::size_t>(bin)] += 1.0;
     }
   });

@@ -4,8 +4,6 @@
 
 namespace modularbase {
 
-using kernels::kBlockTokens;
-
 FusedAttention::FusedAttention(const ModelConfig& config, const KvMemory& memory,
                                const kernels::AttentionBatch& batch,
                                kernels::AttentionScratch& scratch)
@@ -57,9 +55,8 @@ Tensor ReferenceAttention::rotate(GraphBuilder& g, Tensor heads, Tensor norm) co
                        config_.rope_freq_scale, 0.0f, 1.0f, 0.0f, 0.0f);
 }
 
-// The cache as rows [head_dim, n_blocks * n_head_kv * kBlockTokens], with the new heads written.
-Tensor ReferenceAttention::write(GraphBuilder& g, Tensor cache, Tensor heads) const {
-  Tensor rows = ggml_reshape_2d(g.ctx(), cache, config_.head_dim, ggml_nrows(cache));
+// The cache's rows [head_dim, n], with the new heads written.
+Tensor ReferenceAttention::write(GraphBuilder& g, Tensor rows, Tensor heads) const {
   Tensor flat = ggml_reshape_2d(g.ctx(), heads, config_.head_dim, heads->ne[1] * heads->ne[2]);
   Tensor written = ggml_set_rows(g.ctx(), rows, flat, inputs_.write_rows);
   g.expand(written);

@@ -52,7 +52,7 @@ class ReferenceAttention final : public AttentionPath {
  private:
   Tensor heads(GraphBuilder& g, Tensor qkv, std::int64_t first, std::int64_t n) const;
   Tensor rotate(GraphBuilder& g, Tensor heads, Tensor norm) const;
-  Tensor write(GraphBuilder& g, Tensor cache, Tensor heads) const;
+  Tensor write(GraphBuilder& g, Tensor rows, Tensor heads) const;
   Tensor read(GraphBuilder& g, Tensor cache_rows) const;
 
   const ModelConfig& config_;

@@ -1,7 +1,5 @@
 #include "modularbase/models/weights.h"
 
-#include <sys/mman.h>
-
 #include "modularbase/core/errors.h"
 #include "modularbase/models/convert.h"
 
@@ -19,13 +17,9 @@ bool is_float(ggml_type type) {
   return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
 }
 
-// Weights are streamed once a token: large pages save the page walks.
-void use_large_pages(ggml_backend_buffer_t buffer) {
-  constexpr std::uintptr_t kPage = 4096;
-  const auto base = reinterpret_cast<std::uintptr_t>(ggml_backend_buffer_get_base(buffer));
-  const std::uintptr_t first = (base + kPage - 1) / kPage * kPage;
-  const std::uintptr_t last = (base + ggml_backend_buffer_get_size(buffer)) / kPage * kPage;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+// Integers and ggml's intermediate types would end the process in the first product.
+bool is_weight(ggml_type type) {
+  return is_float(type) || (ggml_is_quantized(type) && ggml_get_type_traits(type)->to_float);
 }
 
 }  // namespace
@@ -82,9 +76,8 @@ Tensor WeightLoader::declare(const std::string& name, bool required, std::int64_
   }
   if (const auto known = declared_.find(name); known != declared_.end()) return known->second;
   if (type == GGML_TYPE_COUNT) type = matrix_type(source->type);
-  if (!is_float(source->type) && type != source->type &&
-      !ggml_get_type_traits(source->type)->to_float) {
-    throw BaseLoadError(file_.path(), "tensor " + name + " type", "a type that can be dequantised",
+  if (!is_weight(source->type)) {
+    throw BaseLoadError(file_.path(), "tensor " + name + " type", "floats, plain or quantised",
                         ggml_type_name(source->type));
   }
   const bool mapped = can_map(*source, type);
@@ -146,7 +139,6 @@ void WeightLoader::convert_tensors(WeightMemory& memory) {
   if (owned_.empty()) return;
   BufferPtr buffer = backend_.allocate(owned_ctx_.get(), "weights");
   ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-  if (backend_.is_cpu()) use_large_pages(buffer.get());
   for (const Entry& entry : owned_) {
     convert_tensor(file_, *entry.source, entry.tensor, backend_);
     memory.n_bytes += ggml_nbytes(entry.tensor);

@@ -27,7 +27,7 @@ bool only_min_p(const SamplingParams& params) {
          params.min_p > 0.0f;
 }
 
-const SamplingParams& validated(const SamplingParams& params, std::int64_t n_vocab) {
+SamplingParams validated(const SamplingParams& params, std::int64_t n_vocab) {
   params.validate(n_vocab);
   return params;
 }

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from modularbase.cli import options as o
-from modularbase.cli.console import DEFAULT_BASE, Base, err
+from modularbase.cli.console import DEFAULT_BASE, Base, decode_input, err
 from modularbase.engine import Engine
 from modularbase.errors import ModularBaseError
 
@@ -108,17 +108,21 @@ def chat(
         conversation.reset()
         if sys.stdin.isatty():
             err.print(f"[bold]{Path(engine.info['path']).stem}[/] — /help lists the commands")
-        while (line := _read_line()) is not None:
+        while True:
             try:
-                if not _handle(conversation, line.strip()):
+                line = _read_line()
+                if line is None or not _handle(conversation, line.strip()):
                     break
             except ModularBaseError as error:
                 err.print(f"[red]{type(error).__name__}:[/] {error}")
 
 
 def _read_line() -> str | None:
+    if not sys.stdin.isatty():
+        raw = sys.stdin.buffer.readline()
+        return decode_input(raw) if raw else None
     try:
-        return input("> " if sys.stdin.isatty() else "")
+        return input("> ")
     except EOFError:
         return None
 
@@ -173,15 +177,16 @@ def _set(conversation: Conversation, rest: str) -> None:
 
 def _save(conversation: Conversation, rest: str) -> None:
     try:
-        Path(rest).write_text(json.dumps(conversation.messages, ensure_ascii=False, indent=2))
+        text = json.dumps(conversation.messages, ensure_ascii=False, indent=2)
+        Path(rest).write_text(text, encoding="utf-8")
         err.print(f"saved {len(conversation.messages)} messages to {rest}")
-    except OSError as error:
-        err.print(f"cannot write {rest}: {error.strerror}")
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        err.print(f"cannot write {rest}: {error}")
 
 
 def _load(conversation: Conversation, rest: str) -> None:
     try:
-        messages = json.loads(Path(rest).read_text())
+        messages = json.loads(Path(rest).read_text(encoding="utf-8"))
         conversation.engine.chat_template.render(messages)
     except (OSError, ValueError, ModularBaseError) as error:
         err.print(f"cannot load {rest}: {error}")

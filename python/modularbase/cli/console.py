@@ -49,5 +49,26 @@ def print_error(error: ModularBaseError) -> int:
     return EXIT_USAGE if isinstance(error, InvalidRequestError) else EXIT_FAILED
 
 
+def read_stdin() -> str:
+    """All of stdin as text.
+
+    Raises:
+        InvalidRequestError: It is not UTF-8.
+    """
+    return decode_input(sys.stdin.buffer.read())
+
+
+def decode_input(raw: bytes) -> str:
+    """Bytes from stdin as text, whatever the locale says.
+
+    Raises:
+        InvalidRequestError: They are not UTF-8.
+    """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError("stdin", "UTF-8 text", error.reason) from error
+
+
 def _plain(value: Any) -> object:
     return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from modularbase.cli import options as o
-from modularbase.cli.console import DEFAULT_BASE, Base, Json, err, print_json
+from modularbase.cli.console import DEFAULT_BASE, Base, Json, err, print_json, read_stdin
 from modularbase.errors import InvalidRequestError
 
 
@@ -38,7 +38,7 @@ def generate(
     """Answers a prompt (or continues it, with --raw)."""
     if prompt is None:
         raise InvalidRequestError("prompt", "text, or - to read stdin", "nothing")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else prompt
     params = o.sampling(
         max_tokens=max_tokens,
         temperature=temperature,

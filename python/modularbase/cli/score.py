@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from modularbase.cli import options as o
-from modularbase.cli.console import DEFAULT_BASE, Base, Json, out, print_json
+from modularbase.cli.console import DEFAULT_BASE, Base, Json, out, print_json, read_stdin
 from modularbase.errors import InvalidRequestError
 
 
@@ -23,7 +22,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Prints the perplexity of a text; with --json, each token's log-probability."""
-    text = sys.stdin.read() if str(file) == "-" else _read(file)
+    text = read_stdin() if str(file) == "-" else _read(file)
     with o.load(base, dtype, threads, n_ctx, device) as engine:
         result = engine.score(text)
     if as_json:

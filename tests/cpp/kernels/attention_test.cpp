@@ -88,15 +88,16 @@ struct Case {
     scratch.plan(batch, n_head, n_head_kv, head_dim);
     std::atomic<int> next{0};
     std::vector<float> out(static_cast<std::size_t>(n_rows * n_head * head_dim), NAN);
-    const AttentionArgs args{.batch = &batch,
-                             .kv = {type, k.data(), v.data(), n_head_kv, head_dim},
-                             .n_head = n_head,
-                             .qkv_stride = stride(),
-                             .qkv = qkv.data(),
-                             .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
-                             .out = out.data(),
-                             .next_chunk = &next,
-                             .scratch = &scratch};
+    const AttentionArgs args{
+        .batch = &batch,
+        .kv = {type, k.data(), v.data(), n_head_kv, head_dim, n_head_kv * kBlockTokens * head_dim},
+        .n_head = n_head,
+        .qkv_stride = stride(),
+        .qkv = qkv.data(),
+        .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
+        .out = out.data(),
+        .next_chunk = &next,
+        .scratch = &scratch};
     std::vector<std::jthread> threads;
     for (int i = 1; i < nth; ++i)
       threads.emplace_back([&args, i, nth] { attention(args, i, nth); });
@@ -107,25 +108,28 @@ struct Case {
 
   /// Softmax attention in double, straight from the definition.
   std::vector<float> expected() const {
-    std::vector<float> out;
+    std::vector<float> out, keys, values;
+    for (const std::uint16_t bits : k) keys.push_back(decode(bits));
+    for (const std::uint16_t bits : v) values.push_back(decode(bits));
     for (std::size_t s = 0; s < spans.size(); ++s) {
       for (int row = 0; row < spans[s].n_rows; ++row) {
-        for (std::int64_t head = 0; head < n_head; ++head) expect_head(s, row, head, out);
+        for (std::int64_t head = 0; head < n_head; ++head)
+          expect_head(s, row, head, keys.data(), values.data(), out);
       }
     }
     return out;
   }
 
-  void expect_head(std::size_t s, int row, std::int64_t head, std::vector<float>& out) const {
+  void expect_head(std::size_t s, int row, std::int64_t head, const float* keys,
+                   const float* values, std::vector<float>& out) const {
     const std::int64_t kv_head = head / (n_head / n_head_kv);
     const float* q = qkv.data() + (spans[s].row0 + row) * stride() + head * head_dim;
     const int n = spans[s].pos0 + row + 1;
     std::vector<double> weights(static_cast<std::size_t>(n));
     for (int p = 0; p < n; ++p) {
+      const float* key = keys + index(s, kv_head, p, 0);
       double dot = 0;
-      for (std::int64_t d = 0; d < head_dim; ++d) {
-        dot += static_cast<double>(q[d]) * decode(k[index(s, kv_head, p, d)]);
-      }
+      for (std::int64_t d = 0; d < head_dim; ++d) dot += static_cast<double>(q[d]) * key[d];
       weights[static_cast<std::size_t>(p)] = dot / std::sqrt(static_cast<double>(head_dim));
     }
     const double largest = *std::max_element(weights.begin(), weights.end());
@@ -134,7 +138,7 @@ struct Case {
     for (std::int64_t d = 0; d < head_dim; ++d) {
       double value = 0;
       for (int p = 0; p < n; ++p) {
-        value += weights[static_cast<std::size_t>(p)] * decode(v[index(s, kv_head, p, d)]);
+        value += weights[static_cast<std::size_t>(p)] * values[index(s, kv_head, p, d)];
       }
       out.push_back(static_cast<float>(value / sum));
     }
@@ -205,7 +209,7 @@ TEST_CASE("rope_store rotates, normalises and writes what ggml's definition says
       }
     }
     AttentionBatch batch{c.spans.data(), 1, 2, cos.data(), sin.data()};
-    const KvLayer kv{c.type, c.k.data(), c.v.data(), 1, kHeadDim};
+    const KvLayer kv{c.type, c.k.data(), c.v.data(), 1, kHeadDim, kBlockTokens * kHeadDim};
     for (int ith = 0; ith < 3; ++ith) {
       rope_store({&batch, kv, 2, kRopeDim, style, norm.data(), nullptr, 1e-6f, c.qkv.data()}, ith,
                  3);

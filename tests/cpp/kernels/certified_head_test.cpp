@@ -256,6 +256,34 @@ TEST_CASE("a bound that is too small is caught") {
   CHECK(n_flaws > 0);
 }
 
+TEST_CASE("every token that ties with the k-th largest is listed, however many there are") {
+  Rng rng(9);
+  const std::int64_t n_embd = 128, n_vocab = 4000;
+  for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0}) {
+    std::vector<float> w = normal(rng, n_embd * n_vocab, 0.1f);
+    const std::vector<float> x = normal(rng, n_embd, 3.0f);
+    // Four rows above all, then thirty equal ones: more than the probes of any k below.
+    const auto toward_x = [&](std::int64_t id, float length) {
+      for (std::int64_t j = 0; j < n_embd; ++j) w[id * n_embd + j] = length * x[j];
+    };
+    for (std::int64_t i = 0; i < 4; ++i) toward_x(1000 * i + 17, 0.2f + 0.01f * i);
+    for (std::int64_t i = 0; i < 30; ++i) toward_x(131 * i, 0.1f);
+    const TestHead head(type, w, n_embd);
+    const std::vector<float> full = full_product(head.weight, x.data());
+    REQUIRE(full[0] == full[131 * 29]);
+    for (const int top_k : {1, 4, 5, 6, 34, 35}) {
+      CAPTURE(top_k);
+      HeadWorkspacePtr workspace = make_head_workspace();
+      run(head, {top(top_k)}, x, 2, *workspace);
+      const HeadRow& row = head_rows(*workspace)[0];
+      REQUIRE(row.certified);
+      CHECK_EQ(flaw(row, top(top_k), full), "");
+      const bool reaches_ties = top_k > 4;
+      if (reaches_ties) CHECK(std::binary_search(row.ids.begin(), row.ids.end(), 131 * 29));
+    }
+  }
+}
+
 TEST_CASE("a peaked distribution needs a short list") {
   Rng rng(4);
   const std::int64_t n_embd = 576, n_vocab = 8000;

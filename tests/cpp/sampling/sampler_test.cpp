@@ -95,6 +95,39 @@ TEST_CASE("head_query asks for as little as the params allow") {
   CHECK(query_of(plain(1.0f), {}).all);
 }
 
+TEST_CASE("at the edge of min_p the query covers what rounding may let in") {
+  // Near 2^15 floats are 1/512 apart or more: penalties, bias and the cut each round by half that.
+  std::mt19937 random(17);
+  std::uniform_real_distribution<float> uniform(0.1f, 1.0f);
+  for (unsigned round = 0; round < 500; ++round) {
+    auto params = plain(1.0f);
+    params.seed = round;
+    params.min_p = 0.3f + 0.6f * uniform(random);
+    params.presence_penalty = uniform(random);
+    params.frequency_penalty = uniform(random);
+    params.logit_bias = {{0, -3.0f * uniform(random)}};
+    const float top = 20000.0f + 45000.0f * uniform(random);
+    const double fall = params.presence_penalty + params.frequency_penalty - params.logit_bias[0];
+    std::vector<float> row = {top};
+    float edge = static_cast<float>(top - fall + std::log(params.min_p)) - 0.05f;
+    for (; row.size() < 60; edge = std::nextafter(edge, kInfinity)) row.push_back(edge);
+
+    Sampler dense(params, std::ssize(row)), listed(params, std::ssize(row));
+    dense.accept_prompt(Ids{0});
+    listed.accept_prompt(Ids{0});
+    const HeadQuery query = listed.head_query();
+    REQUIRE(!query.all);
+    Ids ids;
+    std::vector<float> logits;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      if (static_cast<double>(row[i]) < static_cast<double>(top) - query.max_drop) continue;
+      ids.push_back(static_cast<TokenId>(i));
+      logits.push_back(row[i]);
+    }
+    for (int i = 0; i < 10; ++i) REQUIRE(dense.sample({{}, row}) == listed.sample({ids, logits}));
+  }
+}
+
 TEST_CASE("draws follow the probabilities") {
   const auto row = logs({0.4f, 0.3f, 0.15f, 0.1f, 0.05f});
   // Beyond 18.5 lies 0.1 % of chi-square with 4 degrees of freedom; 13.8 with 2; 10.8 with 1.

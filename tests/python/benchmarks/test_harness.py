@@ -10,6 +10,7 @@ from benchmarks import byte_model, harness, machine, report
 from benchmarks.harness import Case, Spread
 from benchmarks.models import Geometry
 from benchmarks.ours import MeasurementError, Span, aggregate_decode_tps, check_clock
+from benchmarks.peers.process import PeerRunError
 
 
 def silent(_: str) -> None:
@@ -92,6 +93,21 @@ def test_a_missed_target_and_a_missing_one() -> None:
     result = harness.summarise(case, {"peer": [1.0]}, {"keep": [1.9], "auto": [5.0]})
     assert result.contenders["keep"].is_met is False
     assert result.contenders["auto"].is_met is None
+
+
+def test_an_option_that_crashes_is_left_out() -> None:
+    def crash() -> float:
+        raise PeerRunError("exit code -11")
+
+    said: list[str] = []
+    case = Case("c", "s", {"a": crash, "b": lambda: 2.0}, {"ours": lambda: 4.0})
+    result = harness.run_case(case, 2, said.append)
+    assert result.best_option == "b"
+    assert list(result.baseline) == ["b"]
+    assert sum("a is left out: exit code -11" in line for line in said) == 1
+    alone = harness.run_case(Case("c", "s", {"a": crash}, {"ours": lambda: 4.0}), 2, said.append)
+    assert alone.best_option is None
+    assert alone.contenders["ours"].ratio is None
 
 
 def test_no_rounds_is_an_error() -> None:

@@ -1,0 +1,59 @@
+#include "modularbase/kv/kv_memory.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+using namespace modularbase;
+using kernels::kBlockTokens;
+
+namespace {
+
+constexpr KvGeometry kGeometry{.n_layer = 2, .n_head_kv = 3, .head_dim = 16, .type = GGML_TYPE_F16};
+constexpr std::int64_t kBlocks = 4;
+
+}  // namespace
+
+TEST_CASE("a block's bytes are those of its keys and values in every layer") {
+  CHECK(kGeometry.block_bytes() == std::size_t{2 * 2 * 3 * 16 * 2} * kBlockTokens);
+  Backend backend("cpu", 1);
+  const KvMemory memory(kGeometry, kBlocks, backend);
+  CHECK(ggml_nbytes(memory.k(0)) == kBlocks * kGeometry.block_bytes());  // from the first row on
+}
+
+TEST_CASE("a (block, head) tile lies where the kernels look for it") {
+  Backend backend("cpu", 1);
+  const KvMemory memory(kGeometry, kBlocks, backend);
+  const auto* pool = static_cast<const std::uint16_t*>(memory.k(0)->data);
+  constexpr std::int64_t kTiles = 3 * kBlockTokens * 16;  // elements of the keys of a layer
+  for (int layer = 0; layer < 2; ++layer) {
+    const kernels::KvLayer view = memory.layer(layer);
+    CHECK(view.k == pool + 2 * layer * kTiles);
+    CHECK(view.v == pool + (2 * layer + 1) * kTiles);
+    CHECK(view.k == memory.k(layer)->data);
+    CHECK(view.v == memory.v(layer)->data);
+    CHECK(view.type == GGML_TYPE_F16);
+    CHECK(view.n_head_kv == 3);
+    CHECK(view.head_dim == 16);
+    CHECK(view.block_stride == 4 * kTiles);
+  }
+}
+
+TEST_CASE("a copy takes the first tokens of every head and layer, and touches nothing else") {
+  Backend backend("cpu", 1);
+  KvMemory memory(kGeometry, kBlocks, backend);
+  auto* pool = static_cast<std::uint16_t*>(memory.k(0)->data);
+  std::vector<std::uint16_t> expected(kBlocks * kGeometry.block_bytes() / sizeof(*pool));
+  for (std::size_t i = 0; i < expected.size(); ++i) expected[i] = static_cast<std::uint16_t>(i * 7);
+  std::memcpy(pool, expected.data(), expected.size() * sizeof(*pool));
+  constexpr std::size_t kCopied = 37 * 16, kTile = kBlockTokens * 16;
+  const std::size_t block = expected.size() / kBlocks;
+  for (std::size_t tile = 0; tile < block; tile += kTile) {
+    std::copy_n(expected.begin() + static_cast<std::ptrdiff_t>(3 * block + tile), kCopied,
+                expected.begin() + static_cast<std::ptrdiff_t>(block + tile));
+  }
+  memory.copy_tokens(3, 1, 37);
+  CHECK(std::equal(expected.begin(), expected.end(), pool));
+}
