@@ -29,13 +29,13 @@ std::optional<T> optional_as(const GgufFile& file, std::string_view key, const c
   const GgufValue* value = file.find(key);
   if (value == nullptr) return std::nullopt;
   if (const T* found = scalar_as<T>(*value)) return *found;
-  throw BaseLoadError(file.path(), std::string(key), expected, kind_name(*value));
+  throw BaseLoadError(file.path(), key, expected, kind_name(*value));
 }
 
 template <typename T>
 T required(std::optional<T> value, const GgufFile& file, std::string_view key,
            const char* expected) {
-  if (!value) throw BaseLoadError(file.path(), std::string(key), expected, "no such key");
+  if (!value) throw BaseLoadError(file.path(), key, expected, "no such key");
   return *std::move(value);
 }
 
@@ -78,14 +78,14 @@ std::optional<std::int64_t> GgufFile::optional_int(std::string_view key, std::in
   const auto* as_signed = scalar_as<std::int64_t>(*value);
   const auto* as_unsigned = scalar_as<std::uint64_t>(*value);
   if (as_signed == nullptr && as_unsigned == nullptr) {
-    throw BaseLoadError(path(), std::string(key), range_text(min, max), kind_name(*value));
+    throw BaseLoadError(path(), key, range_text(min, max), kind_name(*value));
   }
   const bool fits = as_signed != nullptr ? *as_signed >= min && *as_signed <= max
                                          : std::in_range<std::int64_t>(*as_unsigned) &&
                                                static_cast<std::int64_t>(*as_unsigned) >= min &&
                                                static_cast<std::int64_t>(*as_unsigned) <= max;
   if (!fits) {
-    throw BaseLoadError(path(), std::string(key), range_text(min, max),
+    throw BaseLoadError(path(), key, range_text(min, max),
                         as_signed ? std::to_string(*as_signed) : std::to_string(*as_unsigned));
   }
   return as_signed != nullptr ? *as_signed : static_cast<std::int64_t>(*as_unsigned);
@@ -94,7 +94,7 @@ std::optional<std::int64_t> GgufFile::optional_int(std::string_view key, std::in
 std::int64_t GgufFile::required_int(std::string_view key, std::int64_t min,
                                     std::int64_t max) const {
   const auto value = optional_int(key, min, max);
-  if (!value) throw BaseLoadError(path(), std::string(key), range_text(min, max), "no such key");
+  if (!value) throw BaseLoadError(path(), key, range_text(min, max), "no such key");
   return *value;
 }
 

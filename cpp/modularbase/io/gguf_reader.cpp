@@ -42,8 +42,9 @@ std::size_t GgufReader::read_count(const GgufField& field, std::size_t min_bytes
   return static_cast<std::size_t>(count);
 }
 
-void GgufReader::fail(const GgufField& field, std::string expected, std::string found) const {
-  throw BaseLoadError(path_, field.text(), std::move(expected), std::move(found));
+void GgufReader::fail(const GgufField& field, std::string_view expected,
+                      std::string_view found) const {
+  throw BaseLoadError(path_, field.text(), expected, found);
 }
 
 void GgufReader::fail_truncated(std::size_t n_bytes, const GgufField& field) const {

@@ -54,7 +54,8 @@ class GgufReader {
   /// A 64-bit count of things that take at least `min_bytes_each` in the rest of the file.
   std::size_t read_count(const GgufField& field, std::size_t min_bytes_each);
 
-  [[noreturn]] void fail(const GgufField& field, std::string expected, std::string found) const;
+  [[noreturn]] void fail(const GgufField& field, std::string_view expected,
+                         std::string_view found) const;
 
  private:
   void require(std::size_t n_bytes, const GgufField& field) const {

@@ -30,7 +30,7 @@ DType parse_dtype(std::string_view name) {
   if (name == "f16") return DType::kF16;
   if (name == "bf16") return DType::kBF16;
   if (name == "f32") return DType::kF32;
-  throw InvalidRequestError("dtype", "auto, keep, f16, bf16 or f32", std::string(name));
+  throw InvalidRequestError("dtype", "auto, keep, f16, bf16 or f32", name);
 }
 
 WeightLoader::WeightLoader(const GgufFile& file, const Backend& backend, DType dtype)
