@@ -15,12 +15,14 @@ __all__ = [
     "CancelledError",
     "ChatTemplateError",
     "ContextLengthError",
+    "DependencyError",
     "DeviceError",
     "InstallError",
     "InstallFailure",
     "InvalidRequestError",
     "KvCacheFullError",
     "ModularBaseError",
+    "PackFormatError",
     "TokenizerError",
 ]
 
@@ -145,6 +147,25 @@ class InstallError(ModularBaseError):
         self.base = base
         self.source = source
         self.path = path
+
+
+class PackFormatError(ModularBaseError):
+    """A pack or manifest that cannot be used; names the file, the field, expected and found."""
+
+    def __init__(self, file: str, field: str, expected: str, found: str) -> None:
+        super().__init__(f"{file}: {field}: expected {expected}, found {found}")
+        self.file = file
+        self.field = field
+        self.expected = expected
+        self.found = found
+
+
+class DependencyError(ModularBaseError):
+    """Packs that do not go together: unknown, of unsuitable versions, in conflict or a circle."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class ChatTemplateError(ModularBaseError):

@@ -67,17 +67,6 @@ bool can_unpack(ggml_type type) {
          ggml_get_type_traits(type)->to_float;
 }
 
-/// linear() rounds x to BF16 where the CPU multiplies BF16 with BF16.
-void linear_input(ggml_type type, const float* x, std::int64_t n, float* out) {
-  std::memcpy(out, x, static_cast<std::size_t>(n) * sizeof(float));
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-  if (type != GGML_TYPE_BF16) return;
-  for (std::int64_t i = 0; i < n; ++i) out[i] = ggml_bf16_to_fp32(ggml_fp32_to_bf16(x[i]));
-#else
-  (void)type;
-#endif
-}
-
 void prefetch_row(const char* row, std::size_t n_bytes) {
   constexpr std::size_t kCacheLine = 64;
   for (std::size_t at = 0; at < n_bytes; at += kCacheLine) __builtin_prefetch(row + at);
@@ -114,7 +103,7 @@ void prepare_product_input(const HeadWeight& head, const float* x, ProductInput&
   input.x = x;
   input.multiplied.resize(static_cast<std::size_t>(head.n_embd));
   if (linear_supported(head.type))
-    return linear_input(head.type, x, head.n_embd, input.multiplied.data());
+    return round_linear_input(head.type, x, head.n_embd, input.multiplied.data());
   const ggml_type type = packed_type(head);
   input.packed.resize(ggml_row_size(type, head.n_embd));
   if (type == GGML_TYPE_F32) {
@@ -127,9 +116,11 @@ void prepare_product_input(const HeadWeight& head, const float* x, ProductInput&
 
 double product_error(const HeadWeight& head) {
   const double order = static_cast<double>(head.n_embd) * 0x1p-24;
-  if (linear_supported(head.type)) return 2.0 * order;
+  const bool is_ours = linear_supported(head.type);
+  if (is_ours && !ggml_is_quantized(head.type)) return 2.0 * order;
   // Formats with an offset a block subtract two sums; Q8_1 also rounds a block's sum to F16.
-  const double block_sum = packed_type(head) == GGML_TYPE_Q8_1 ? std::sqrt(32.0) * 0x1p-11 : 0.0;
+  const double block_sum =
+      !is_ours && packed_type(head) == GGML_TYPE_Q8_1 ? std::sqrt(32.0) * 0x1p-11 : 0.0;
   return 4.0 * order + block_sum;
 }
 

@@ -6,7 +6,9 @@
 #include <memory>
 #include <new>
 
+#include "modularbase/kernels/linear_amx.h"
 #include "modularbase/kernels/linear_plan.h"
+#include "modularbase/kernels/linear_quantised.h"
 #include "modularbase/kernels/linear_tile.h"
 
 namespace modularbase::kernels {
@@ -27,9 +29,9 @@ constexpr int kFewRows =
 /// Memory of one thread that only grows: nothing is allocated once the largest step has been seen.
 class Scratch {
  public:
-  std::byte* at_least(std::size_t n_bytes) {
+  std::byte* at_least(std::int64_t n_bytes) {
     if (n_bytes > n_bytes_) {
-      memory_.reset(new (kAlign) std::byte[n_bytes]);
+      memory_.reset(new (kAlign) std::byte[static_cast<std::size_t>(n_bytes)]);
       n_bytes_ = n_bytes;
     }
     return memory_.get();
@@ -41,8 +43,13 @@ class Scratch {
     void operator()(std::byte* p) const { ::operator delete[](p, kAlign); }
   };
   std::unique_ptr<std::byte[], Free> memory_;
-  std::size_t n_bytes_ = 0;
+  std::int64_t n_bytes_ = 0;
 };
+
+Scratch& scratch() {
+  thread_local Scratch memory;
+  return memory;
+}
 
 /// The part of the output that one run of tiles has finished: columns [col, col + n_cols) of one
 /// row.
@@ -84,7 +91,7 @@ template <class T>
 class PackedX {
  public:
   static std::int64_t row_elems(std::int64_t n_in) {
-    return (n_in + T::kStep - 1) / T::kStep * T::kStep;
+    return (n_in + T::kStep - 1) / T::kStep * T::kXStepElems;
   }
 
   PackedX(typename T::XElem* memory, std::int64_t n_in) : memory_(memory), n_in_(n_in) {}
@@ -109,9 +116,11 @@ class PackedX {
 
  private:
   void pack_row(const float* src, std::int64_t p, int j) {
-    typename T::XElem* dst = panel(p) + j * T::kStep;
+    typename T::XElem* dst = panel(p) + j * T::kXStepElems;
     std::int64_t k = 0;
-    for (; k + T::kStep <= n_in_; k += T::kStep, dst += rows(p) * T::kStep) T::pack_x(src + k, dst);
+    for (; k + T::kStep <= n_in_; k += T::kStep, dst += rows(p) * T::kXStepElems) {
+      T::pack_x(src + k, dst);
+    }
     if (k < n_in_) T::pack_x(src + k, static_cast<int>(n_in_ - k), dst);
   }
 
@@ -128,7 +137,8 @@ void multiply_panel(const typename T::Elem* w, std::int64_t n_cols, const typena
                     std::int64_t n_in, float* sums) {
   for (std::int64_t col = 0; col < n_cols; col += kWRows) {
     const int n_w = static_cast<int>(std::min<std::int64_t>(kWRows, n_cols - col));
-    dot_tile<T, kWRows, kXRows, kPrefetch>(w + col * n_in, n_w, x, n_in, sums + col, kColumnBlock);
+    dot_tile<T, kWRows, kXRows, kPrefetch>(w + col * T::row_elems(n_in), n_w, x, n_in, sums + col,
+                                           kColumnBlock);
   }
 }
 
@@ -163,9 +173,12 @@ template <class T>
 void multiply(const LinearWeight& weight, std::int64_t begin, std::int64_t end, const PackedX<T>& x,
               std::int64_t n_in, float* sums) {
   const auto* weights = static_cast<const typename T::Elem*>(weight.data);
-  if (x.n_panels() == 1) return multiply_few<T>(weights + begin * n_in, end - begin, x, n_in, sums);
+  const std::int64_t row_elems = T::row_elems(n_in);
+  if (x.n_panels() == 1) {
+    return multiply_few<T>(weights + begin * row_elems, end - begin, x, n_in, sums);
+  }
   for (std::int64_t col = begin; col < end; col += kTileW) {
-    const auto* w = weights + col * n_in;
+    const auto* w = weights + col * row_elems;
     const std::int64_t n_w = std::min<std::int64_t>(kTileW, end - col);
     for (std::int64_t p = 0; p < x.n_panels(); ++p) {
       float* out = sums + x.first_row(p) * kColumnBlock + (col - begin);
@@ -181,9 +194,10 @@ void multiply(const LinearWeight& weight, std::int64_t begin, std::int64_t end, 
   }
 }
 
-template <class T>
+/// product(weight, begin, end, sums) computes sums [kColumnBlock, rows of x].
+template <class Product>
 void run_chunk(const LinearArgs& args, const LinearPlan& plan, const LinearPlan::Chunk& chunk,
-               const PackedX<T>& x, float* sums) {
+               const Product& product, float* sums) {
   const bool is_swiglu = args.epilogue == Epilogue::kSwiGlu;
   const LinearWeight& weight = args.weights[chunk.weight];
   const LinearWeight& up = args.weights[is_swiglu ? 1 : 0];
@@ -192,8 +206,8 @@ void run_chunk(const LinearArgs& args, const LinearPlan& plan, const LinearPlan:
   for (int i = 0; i < chunk.weight; ++i) y_col += args.weights[i].n_out;
   for (std::int64_t begin = chunk.w_begin; begin < chunk.w_end; begin += kColumnBlock) {
     const std::int64_t end = std::min(begin + kColumnBlock, chunk.w_end);
-    multiply(weight, begin, end, x, args.n_in, sums);
-    if (is_swiglu) multiply(up, begin, end, x, args.n_in, up_sums);
+    product(weight, begin, end, sums);
+    if (is_swiglu) product(up, begin, end, up_sums);
     for (std::int64_t row = chunk.x_begin; row < chunk.x_end; ++row) {
       const std::int64_t at = row * plan.y_stride() + y_col + begin;
       const std::int64_t in_block = (row - chunk.x_begin) * kColumnBlock;
@@ -214,25 +228,99 @@ void run(const LinearArgs& args, int nth) {
   const std::int64_t row_bytes =
       PackedX<T>::row_elems(args.n_in) * static_cast<std::int64_t>(sizeof(XElem));
   const LinearPlan plan(args, row_bytes, nth);
-  const std::int64_t sums_bytes =
-      2 * plan.x_block() * kColumnBlock * static_cast<std::int64_t>(sizeof(float));
-  thread_local Scratch scratch;
-  std::byte* memory =
-      scratch.at_least(static_cast<std::size_t>(sums_bytes + plan.x_block() * row_bytes));
+  const std::int64_t sums_bytes = plan.sums_bytes();
+  std::byte* memory = scratch().at_least(sums_bytes + plan.x_block() * row_bytes);
   PackedX<T> x(reinterpret_cast<XElem*>(memory + sums_bytes), args.n_in);
+  const auto product = [&](const LinearWeight& weight, std::int64_t begin, std::int64_t end,
+                           float* sums) { multiply(weight, begin, end, x, args.n_in, sums); };
   for (;;) {
     const int index = args.next_chunk->fetch_add(1, std::memory_order_relaxed);
     if (index >= plan.n_chunks()) return;
     const LinearPlan::Chunk chunk = plan.chunk(index);
     x.pack(args.x, chunk.x_begin, chunk.x_end);
-    run_chunk(args, plan, chunk, x, reinterpret_cast<float*>(memory));
+    run_chunk(args, plan, chunk, product, reinterpret_cast<float*>(memory));
   }
 }
+
+#if defined(MODULARBASE_LINEAR_AMX)
+/// Few rows stay with the vectors: there the memory decides, and sums keep their order.
+bool use_amx(const LinearArgs& args) {
+  return args.n_rows > kFewRows && args.n_in % amx::kTileK == 0 && amx::available();
+}
+
+void run_amx(const LinearArgs& args, int nth) {
+  static_assert(amx::kColumns == kColumnBlock);
+  const std::int64_t row_bytes = args.n_in * 2;
+  const LinearPlan plan(args, row_bytes, nth);
+  const std::int64_t sums_bytes = plan.sums_bytes();
+  const std::int64_t packed_bytes = amx::packed_elems(plan.x_block(), args.n_in) * 2;
+  std::byte* memory = scratch().at_least(sums_bytes + packed_bytes + kColumnBlock * row_bytes);
+  auto* packed = reinterpret_cast<std::uint16_t*>(memory + sums_bytes);
+  auto* last_rows = reinterpret_cast<std::uint16_t*>(memory + sums_bytes + packed_bytes);
+  std::int64_t packed_begin = -1;
+  std::int64_t n_rows = 0;
+  const auto product = [&](const LinearWeight& weight, std::int64_t begin, std::int64_t end,
+                           float* sums) {
+    const auto* w = static_cast<const std::uint16_t*>(weight.data) + begin * args.n_in;
+    if (end - begin < kColumnBlock) {  // tiles always read kColumnBlock rows
+      std::fill_n(last_rows, kColumnBlock * args.n_in, std::uint16_t{0});
+      w = std::copy_n(w, (end - begin) * args.n_in, last_rows) - (end - begin) * args.n_in;
+    }
+    amx::multiply(w, packed, n_rows, args.n_in, sums);
+  };
+  const amx::TileScope tiles;
+  for (;;) {
+    const int index = args.next_chunk->fetch_add(1, std::memory_order_relaxed);
+    if (index >= plan.n_chunks()) return;
+    const LinearPlan::Chunk chunk = plan.chunk(index);
+    if (chunk.x_begin != packed_begin) {
+      packed_begin = chunk.x_begin;
+      n_rows = chunk.x_end - chunk.x_begin;
+      amx::pack_x(args.x + chunk.x_begin * args.n_in, n_rows, args.n_in, packed);
+    }
+    run_chunk(args, plan, chunk, product, reinterpret_cast<float*>(memory));
+  }
+}
+#endif
 
 }  // namespace
 
 bool linear_supported(ggml_type type) {
-  return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+  switch (type) {
+    case GGML_TYPE_F32:
+    case GGML_TYPE_F16:
+    case GGML_TYPE_BF16:
+      return true;
+#if defined(MODULARBASE_LINEAR_QUANTISED)
+    case GGML_TYPE_Q4_0:
+    case GGML_TYPE_Q4_1:
+    case GGML_TYPE_Q8_0:
+      return true;
+#endif
+    default:
+      return false;
+  }
+}
+
+void round_linear_input([[maybe_unused]] ggml_type type, const float* x, std::int64_t n,
+                        float* out) {
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+  if (type == GGML_TYPE_BF16) {
+    for (std::int64_t i = 0; i < n; ++i) out[i] = ggml_bf16_to_fp32(ggml_fp32_to_bf16(x[i]));
+    return;
+  }
+#endif
+#if defined(MODULARBASE_LINEAR_QUANTISED)
+  if (ggml_is_quantized(type)) {
+    std::int8_t q[kQuantBlock];
+    for (std::int64_t first = 0; first < n; first += kQuantBlock) {
+      const float scale = round_block(x + first, q);
+      for (int i = 0; i < kQuantBlock; ++i) out[first + i] = scale * static_cast<float>(q[i]);
+    }
+    return;
+  }
+#endif
+  std::copy_n(x, n, out);
 }
 
 void linear(const LinearArgs& args, int /*ith*/, int nth) {
@@ -243,7 +331,18 @@ void linear(const LinearArgs& args, int /*ith*/, int nth) {
     case GGML_TYPE_F16:
       return run<F16Weights>(args, nth);
     case GGML_TYPE_BF16:
+#if defined(MODULARBASE_LINEAR_AMX)
+      if (use_amx(args)) return run_amx(args, nth);
+#endif
       return run<Bf16Weights>(args, nth);
+#if defined(MODULARBASE_LINEAR_QUANTISED)
+    case GGML_TYPE_Q4_0:
+      return run<Q4_0Weights>(args, nth);
+    case GGML_TYPE_Q4_1:
+      return run<Q4_1Weights>(args, nth);
+    case GGML_TYPE_Q8_0:
+      return run<Q8_0Weights>(args, nth);
+#endif
     default:
       GGML_ABORT("linear: no kernel for weight type %s", ggml_type_name(args.weights[0].type));
   }

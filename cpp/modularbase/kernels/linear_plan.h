@@ -25,6 +25,10 @@ class LinearPlan {
   Chunk chunk(int index) const;
 
   std::int64_t x_block() const { return x_block_; }
+  /// Of the unfinished columns of a block of x, for both weights of kSwiGlu.
+  std::int64_t sums_bytes() const {
+    return 2 * x_block_ * kColumnBlock * static_cast<std::int64_t>(sizeof(float));
+  }
   std::int64_t y_stride() const { return y_stride_; }
 
  private:

@@ -7,14 +7,19 @@
 
 /// The inner product of a few weight rows with a few rows of x, for each weight type. The lanes run
 /// along n_in, one accumulator an element, so an element is summed in the same order in a tile of
-/// any shape.
+/// any shape. A row is a sequence of steps: kStep weights in kStepElems Elems, and the same stretch
+/// of x in kXStepElems XElems.
 namespace modularbase::kernels {
 
 struct F32Weights {
   using Elem = float;
   using XElem = float;  // what a packed row of x holds
   using Lane = simd::Vec;
-  static constexpr int kStep = simd::kLanes;  // elements of n_in in one vector
+  using XLane = simd::Vec;
+  static constexpr int kStep = simd::kLanes;
+  static constexpr int kStepElems = kStep;
+  static constexpr int kXStepElems = kStep;
+  static std::int64_t row_elems(std::int64_t n_in) { return n_in; }
   static Lane load(const Elem* p) { return simd::load(p); }
   static Lane load_first(const Elem* p, int n) { return simd::load_first(p, n); }
   static Lane load_x(const XElem* p) { return simd::load(p); }
@@ -37,7 +42,11 @@ struct Bf16Weights {
   using Elem = std::uint16_t;
   using XElem = std::uint16_t;
   using Lane = __m512bh;
+  using XLane = __m512bh;
   static constexpr int kStep = 32;
+  static constexpr int kStepElems = kStep;
+  static constexpr int kXStepElems = kStep;
+  static std::int64_t row_elems(std::int64_t n_in) { return n_in; }
   static __mmask32 first(int n) { return static_cast<__mmask32>((std::uint64_t{1} << n) - 1); }
   static Lane load(const Elem* p) { return (Lane)_mm512_loadu_si512(p); }
   static Lane load_first(const Elem* p, int n) {
@@ -67,23 +76,27 @@ struct Bf16Weights : F32Weights {
 template <class T>
 void dot_rows(const typename T::Elem* w,   // [n_in, n_w]
               int n_w,                     // 1..
-              const typename T::XElem* x,  // [kStep, steps], zero beyond n_in
+              const typename T::XElem* x,  // [kXStepElems, steps], zero beyond n_in
               std::int64_t n_in, float* out) {
-  const std::int64_t n_whole = n_in - n_in % T::kStep;
+  const std::int64_t n_whole = n_in / T::kStep;
+  const int n_last = static_cast<int>(n_in % T::kStep);
+  const std::int64_t row_elems = T::row_elems(n_in);
   const auto dot = [&](const typename T::Elem* row) {
     simd::Vec sum = simd::zero();
-    std::int64_t k = 0;
+    std::int64_t s = 0;
 #pragma GCC unroll 4
-    for (; k < n_whole; k += T::kStep)
-      sum = T::multiply_add(T::load(row + k), T::load_x(x + k), sum);
-    if (k < n_in) {
-      sum = T::multiply_add(T::load_first(row + k, static_cast<int>(n_in - k)), T::load_x(x + k),
-                            sum);
+    for (; s < n_whole; ++s) {
+      sum =
+          T::multiply_add(T::load(row + s * T::kStepElems), T::load_x(x + s * T::kXStepElems), sum);
+    }
+    if (n_last > 0) {
+      sum = T::multiply_add(T::load_first(row + s * T::kStepElems, n_last),
+                            T::load_x(x + s * T::kXStepElems), sum);
     }
     return sum;
   };
   for (int i = 0; i < n_w; i += 4) {
-    const auto row = [&](int j) { return w + std::min(i + j, n_w - 1) * n_in; };
+    const auto row = [&](int j) { return w + std::min(i + j, n_w - 1) * row_elems; };
     const simd::Vec s0 = dot(row(0)), s1 = dot(row(1)), s2 = dot(row(2)), s3 = dot(row(3));
     simd::sum_lanes4(s0, s1, s2, s3, out + i);
   }
@@ -124,43 +137,43 @@ inline void store_sums(const simd::Vec (&sums)[kXRows][kWRows], [[maybe_unused]]
 template <class T, int kWRows, int kXRows, bool kPrefetch>
 void dot_tile(const typename T::Elem* w,   // [n_in, n_w]
               int n_w,                     // 1..kWRows
-              const typename T::XElem* x,  // [kStep, kXRows, steps], zero beyond n_in
+              const typename T::XElem* x,  // [kXStepElems, kXRows, steps], zero beyond n_in
               std::int64_t n_in,
               float* out,  // [kWRows, kXRows], rows out_stride apart; where 4 divides kWRows,
                            // columns from n_w on get some value
               std::int64_t out_stride) {
   const typename T::Elem* rows[kWRows];
-  for (int i = 0; i < kWRows; ++i) rows[i] = w + (i < n_w ? i : n_w - 1) * n_in;
+  const std::int64_t row_elems = T::row_elems(n_in);
+  for (int i = 0; i < kWRows; ++i) rows[i] = w + (i < n_w ? i : n_w - 1) * row_elems;
   simd::Vec sums[kXRows][kWRows];
 #pragma GCC unroll 8
   for (int j = 0; j < kXRows; ++j) {
 #pragma GCC unroll 8
     for (int i = 0; i < kWRows; ++i) sums[j][i] = simd::zero();
   }
-  const typename T::Elem* ahead = w + kWRows * n_in;
+  const typename T::Elem* ahead = w + kWRows * row_elems;
   const auto step = [&](auto load_w) {
-    typename T::Lane lanes[kXRows];
+    typename T::XLane lanes[kXRows];
 #pragma GCC unroll 8
-    for (int j = 0; j < kXRows; ++j) lanes[j] = T::load_x(x + j * T::kStep);
+    for (int j = 0; j < kXRows; ++j) lanes[j] = T::load_x(x + j * T::kXStepElems);
 #pragma GCC unroll 8
     for (int i = 0; i < kWRows; ++i) {
-      if constexpr (kPrefetch) __builtin_prefetch(ahead + i * T::kStep);
+      if constexpr (kPrefetch) __builtin_prefetch(ahead + i * T::kStepElems);
       const typename T::Lane weight = load_w(rows[i]);
 #pragma GCC unroll 8
       for (int j = 0; j < kXRows; ++j) sums[j][i] = T::multiply_add(weight, lanes[j], sums[j][i]);
     }
-    x += kXRows * T::kStep;
-    ahead += kWRows * T::kStep;
+    x += kXRows * T::kXStepElems;
+    ahead += kWRows * T::kStepElems;
   };
-  const std::int64_t n_whole = n_in - n_in % T::kStep;
-  std::int64_t k = 0;
-  for (; k < n_whole; k += T::kStep) {
-    step([&](const typename T::Elem* row) { return T::load(row + k); });
+  const std::int64_t n_whole = n_in / T::kStep;
+  const int n_last = static_cast<int>(n_in % T::kStep);
+  std::int64_t at = 0;
+  for (std::int64_t s = 0; s < n_whole; ++s, at += T::kStepElems) {
+    step([&](const typename T::Elem* row) { return T::load(row + at); });
   }
-  if (k < n_in) {
-    step([&](const typename T::Elem* row) {
-      return T::load_first(row + k, static_cast<int>(n_in - k));
-    });
+  if (n_last > 0) {
+    step([&](const typename T::Elem* row) { return T::load_first(row + at, n_last); });
   }
   store_sums<kWRows, kXRows>(sums, n_w, out, out_stride);
 }

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+
+/// BF16 products of many rows on the tile unit (Intel AMX): 16 weight rows x 16 rows of x a tile,
+/// 32 elements of n_in an instruction, sums in F32.
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#define MODULARBASE_LINEAR_AMX 1
+
+namespace modularbase::kernels::amx {
+
+inline constexpr int kTile = 16;            // rows of a tile
+inline constexpr int kTileK = 32;           // elements of n_in in a tile's row
+inline constexpr int kColumns = 2 * kTile;  // output columns finished together
+inline constexpr int kXRows = 2 * kTile;    // rows of x are padded to multiples of this
+
+/// Whether the system lets this process use the tiles (asked once).
+bool available();
+
+/// The tiles' shapes, for the calling thread, while it lives.
+class TileScope {
+ public:
+  TileScope();
+  ~TileScope();
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+};
+
+/// Elements of n_rows packed rows.
+inline std::int64_t packed_elems(std::int64_t n_rows, std::int64_t n_in) {
+  return (n_rows + kXRows - 1) / kXRows * kXRows * n_in;
+}
+/// Rounds rows of x [n_in, n_rows] to BF16, in the order the tiles read them: [2, kTile,
+/// n_in / 2] for each kTile rows, zero beyond n_rows. kTileK divides n_in.
+void pack_x(const float* x, std::int64_t n_rows, std::int64_t n_in, std::uint16_t* packed);
+
+/// sums [kColumns, n_rows] = W x for kColumns weight rows [n_in], inside a TileScope.
+void multiply(const std::uint16_t* w, const std::uint16_t* packed, std::int64_t n_rows,
+              std::int64_t n_in, float* sums);
+
+}  // namespace modularbase::kernels::amx
+#endif

@@ -1,0 +1,1 @@
+"""Packs as files: what a pack says of itself, and which packs go together."""
