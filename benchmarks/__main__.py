@@ -81,10 +81,11 @@ def run_suite(suite: Suite, settings: Settings, chosen: argparse.Namespace) -> d
     content = report.document(suite.name, facts, results, tables)
     suffix = ".peer" if chosen.peer_only else ""
     report.write_json(chosen.output / f"{suite.name}{suffix}.json", content)
+    title = f"{suite.about} ({settings.n_threads} threads)"
+    shown = [report.markdown(table) for table in (report.results_table(title, results), *tables)]
+    report.write_text(chosen.output / f"{suite.name}{suffix}.md", "\n\n".join(shown) + "\n")
     if not chosen.json:
-        title = f"{suite.about} ({settings.n_threads} threads)"
-        for table in [report.results_table(title, results), *tables]:
-            print(report.markdown(table), end="\n\n", flush=True)
+        print("\n\n".join(shown), end="\n\n", flush=True)
     return content
 
 

@@ -129,7 +129,12 @@ def document(
 
 def write_json(path: Path, content: dict[str, object]) -> None:
     """Writes a JSON document, complete or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.write_text(text)
     unfinished.replace(path)

@@ -28,8 +28,8 @@ std::int64_t resolve_n_ctx(std::int64_t requested, std::int64_t n_ctx_train) {
 std::int64_t resolve_n_blocks(std::int64_t budget_bytes, std::size_t block_bytes,
                               std::int64_t n_ctx) {
   const std::int64_t n_per_sequence = (n_ctx + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
-  if (budget_bytes == 0) return kDefaultSequencesOfRoom * n_per_sequence;
-  const std::int64_t n = budget_bytes / static_cast<std::int64_t>(block_bytes);
+  const std::int64_t n = budget_bytes == 0 ? kDefaultSequencesOfRoom * n_per_sequence
+                                           : budget_bytes / static_cast<std::int64_t>(block_bytes);
   if (budget_bytes < 0 || n < 1 || n > kMaxBlocks) {
     throw InvalidRequestError(
         "kv_budget_bytes",

@@ -28,7 +28,8 @@ bool Scheduler::schedule(StepPlan& plan) {
 }
 
 void Scheduler::admit() {
-  while (!waiting_.empty() && running_.size() < static_cast<std::size_t>(limits_.n_sequences)) {
+  while (may_admit_ && !waiting_.empty() &&
+         running_.size() < static_cast<std::size_t>(limits_.n_sequences)) {
     Sequence& sequence = *waiting_.front();
     // Scores and hidden states need every row computed, so they take nothing from the prefix cache.
     std::int64_t n_cached = 0;
@@ -37,6 +38,7 @@ void Scheduler::admit() {
     }
     if (!cache_.reserve(sequence.kv, static_cast<std::int64_t>(sequence.tokens.size()) + 1)) {
       cache_.release(sequence.kv);
+      may_admit_ = false;
       return;
     }
     if (!sequence.started) {
@@ -52,6 +54,7 @@ void Scheduler::admit() {
 void Scheduler::preempt(Sequence& sequence) {
   publish(sequence);
   cache_.release(sequence.kv);
+  may_admit_ = true;
   sequence.draft.clear();
   if (sequence.spec.kind != RequestKind::kGenerate) {  // its rows will all be computed again
     sequence.hidden.clear();
@@ -173,6 +176,7 @@ std::unique_ptr<Sequence> Scheduler::remove(Sequence& sequence) {
 
 std::unique_ptr<Sequence> Scheduler::discard(Sequence& sequence) {
   cache_.release(sequence.kv);
+  may_admit_ = true;
   const auto at = std::find_if(running_.begin(), running_.end(),
                                [&](const auto& running) { return running.get() == &sequence; });
   auto removed = std::move(*at);
@@ -189,6 +193,7 @@ std::vector<std::unique_ptr<Sequence>> Scheduler::remove_if(bool (*drop)(const S
     if (drop(**it)) {
       removed.push_back(std::move(*it));
       it = waiting_.erase(it);
+      may_admit_ = true;  // another one may be the first now
     } else {
       ++it;
     }

@@ -58,6 +58,8 @@ class Scheduler {
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
   std::vector<Sequence*> planned_;
   bool last_was_prompt_only_ = false;
+  bool may_admit_ =
+      true;  // false: the first waiting one did not fit, and no blocks came free since
 };
 
 }  // namespace modularbase

@@ -245,28 +245,42 @@ void run(const LinearArgs& args, int nth) {
 #if defined(MODULARBASE_LINEAR_AMX)
 /// Few rows stay with the vectors: there the memory decides, and sums keep their order.
 bool use_amx(const LinearArgs& args) {
-  return args.n_rows > kFewRows && args.n_in % amx::kTileK == 0 && amx::available();
+  const ggml_type type = args.weights[0].type;
+  return (type == GGML_TYPE_BF16 || type == GGML_TYPE_F16) && args.n_rows > kFewRows &&
+         args.n_in % amx::kTileK == 0 && amx::available();
 }
 
 void run_amx(const LinearArgs& args, int nth) {
   static_assert(amx::kColumns == kColumnBlock);
-  const std::int64_t row_bytes = args.n_in * 2;
-  const LinearPlan plan(args, row_bytes, nth);
-  const std::int64_t sums_bytes = plan.sums_bytes();
-  const std::int64_t packed_bytes = amx::packed_elems(plan.x_block(), args.n_in) * 2;
-  std::byte* memory = scratch().at_least(sums_bytes + packed_bytes + kColumnBlock * row_bytes);
-  auto* packed = reinterpret_cast<std::uint16_t*>(memory + sums_bytes);
-  auto* last_rows = reinterpret_cast<std::uint16_t*>(memory + sums_bytes + packed_bytes);
+  const bool is_split = args.weights[0].type == GGML_TYPE_F16;
+  const LinearPlan plan(args, args.n_in * (is_split ? 4 : 2), nth);
+  const std::int64_t n_packed = amx::packed_elems(plan.x_block(), args.n_in);
+  const std::int64_t n_rows_elems = kColumnBlock * args.n_in;
+  std::byte* memory = scratch().at_least(plan.sums_bytes() + 4 * (n_packed + n_rows_elems));
+  auto* at = reinterpret_cast<std::uint16_t*>(memory + plan.sums_bytes());
+  const auto parts_of = [&](std::int64_t n) {
+    const amx::Parts<std::uint16_t> parts{at, is_split ? at + n : nullptr};
+    at += 2 * n;
+    return parts;
+  };
+  const auto packed = parts_of(n_packed);
+  const auto rows = parts_of(n_rows_elems);  // weights in two parts, or the last few
   std::int64_t packed_begin = -1;
   std::int64_t n_rows = 0;
   const auto product = [&](const LinearWeight& weight, std::int64_t begin, std::int64_t end,
                            float* sums) {
     const auto* w = static_cast<const std::uint16_t*>(weight.data) + begin * args.n_in;
-    if (end - begin < kColumnBlock) {  // tiles always read kColumnBlock rows
-      std::fill_n(last_rows, kColumnBlock * args.n_in, std::uint16_t{0});
-      w = std::copy_n(w, (end - begin) * args.n_in, last_rows) - (end - begin) * args.n_in;
+    const std::int64_t n = (end - begin) * args.n_in;
+    if (is_split) {
+      amx::split_f16(w, n, rows);
+      std::fill(rows.low + n, rows.low + n_rows_elems, std::uint16_t{0});
+    } else if (n < n_rows_elems) {
+      std::copy_n(w, n, rows.high);
     }
-    amx::multiply(w, packed, n_rows, args.n_in, sums);
+    if (n < n_rows_elems) std::fill(rows.high + n, rows.high + n_rows_elems, std::uint16_t{0});
+    const bool in_rows = is_split || n < n_rows_elems;  // tiles always read kColumnBlock rows
+    amx::multiply({in_rows ? rows.high : w, rows.low}, {packed.high, packed.low}, n_rows, args.n_in,
+                  sums);
   };
   const amx::TileScope tiles;
   for (;;) {
@@ -290,7 +304,6 @@ bool linear_supported(ggml_type type) {
     case GGML_TYPE_F32:
     case GGML_TYPE_F16:
     case GGML_TYPE_BF16:
-      return true;
 #if defined(MODULARBASE_LINEAR_QUANTISED)
     case GGML_TYPE_Q4_0:
     case GGML_TYPE_Q4_1:
@@ -325,15 +338,16 @@ void round_linear_input([[maybe_unused]] ggml_type type, const float* x, std::in
 
 void linear(const LinearArgs& args, int /*ith*/, int nth) {
   if (args.n_rows == 0) return;
-  switch (args.weights[0].type) {
+  const ggml_type type = args.weights[0].type;
+#if defined(MODULARBASE_LINEAR_AMX)
+  if (use_amx(args)) return run_amx(args, nth);
+#endif
+  switch (type) {
     case GGML_TYPE_F32:
       return run<F32Weights>(args, nth);
     case GGML_TYPE_F16:
       return run<F16Weights>(args, nth);
     case GGML_TYPE_BF16:
-#if defined(MODULARBASE_LINEAR_AMX)
-      if (use_amx(args)) return run_amx(args, nth);
-#endif
       return run<Bf16Weights>(args, nth);
 #if defined(MODULARBASE_LINEAR_QUANTISED)
     case GGML_TYPE_Q4_0:
@@ -344,7 +358,7 @@ void linear(const LinearArgs& args, int /*ith*/, int nth) {
       return run<Q8_0Weights>(args, nth);
 #endif
     default:
-      GGML_ABORT("linear: no kernel for weight type %s", ggml_type_name(args.weights[0].type));
+      GGML_ABORT("linear: no kernel for weight type %s", ggml_type_name(type));
   }
 }
 

@@ -46,7 +46,7 @@ void round_linear_input(ggml_type type, const float* x, std::int64_t n, float* o
 /// y = epilogue(W x + b). Called by every thread ith of nth; returns when this thread finds no work
 /// left. Each output element is summed in one fixed order, whatever nth or the tiling: a row's
 /// result does not depend on what else is in the batch (bit for bit). One exception: where the CPU
-/// has a tile unit, more than a few rows of BF16 are summed by it, which agrees to rounding.
+/// has a tile unit, more than a few rows of BF16 or F16 are summed by it, which agrees to rounding.
 void linear(const LinearArgs& args, int ith, int nth);
 
 }  // namespace modularbase::kernels

@@ -57,8 +57,30 @@ inline void transpose(__m512i (&r)[kTile]) {
   std::copy_n(t, kTile, r);
 }
 
-__m512i round_to_bf16(const float* x) {
-  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x));
+/// 32 numbers as BF16.
+struct Rounded {
+  __m512i high;
+  __m512i low;  // what high leaves, as BF16
+};
+
+Rounded round_to_bf16(__m512 first, __m512 second) {
+  const auto high = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+  const __m512 rest_first = first - simd::widen_bf16(_mm512_castsi512_si256(high));
+  const __m512 rest_second = second - simd::widen_bf16(_mm512_extracti64x4_epi64(high, 1));
+  return {high, (__m512i)_mm512_cvtne2ps_pbh(rest_second, rest_first)};
+}
+
+void store_columns(__m512i (&rows)[kTile], std::uint16_t* to) {
+  transpose(rows);
+  for (int i = 0; i < kTile; ++i) _mm512_storeu_si512(to + i * kTileK, rows[i]);
+}
+
+/// One step of n_in: tiles 4 and 5 hold weights, 6 and 7 hold x.
+inline void multiply_tiles() {
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
 }
 
 /// The sums of 16 columns and n rows of x, which the tile holds column by column.
@@ -84,39 +106,60 @@ TileScope::~TileScope() {
   _tile_release();
 }
 
-void pack_x(const float* x, std::int64_t n_rows, std::int64_t n_in, std::uint16_t* packed) {
+void pack_x(const float* x, std::int64_t n_rows, std::int64_t n_in, Parts<std::uint16_t> packed) {
+  std::int64_t at = 0;
   for (std::int64_t first = 0; first < packed_elems(n_rows, 1); first += kTile) {
-    for (std::int64_t k = 0; k < n_in; k += kTileK, packed += kTileElems) {
-      __m512i rows[kTile];
+    for (std::int64_t k = 0; k < n_in; k += kTileK, at += kTileElems) {
+      __m512i high[kTile], low[kTile];
       for (int j = 0; j < kTile; ++j) {
-        const std::int64_t row = first + j;
-        rows[j] = row < n_rows ? round_to_bf16(x + row * n_in + k) : _mm512_setzero_si512();
+        high[j] = low[j] = _mm512_setzero_si512();
+        if (first + j >= n_rows) continue;
+        const float* from = x + (first + j) * n_in + k;
+        const Rounded rounded = round_to_bf16(simd::load(from), simd::load(from + simd::kLanes));
+        high[j] = rounded.high;
+        low[j] = rounded.low;
       }
-      transpose(rows);
-      for (int i = 0; i < kTile; ++i) _mm512_storeu_si512(packed + i * kTileK, rows[i]);
+      store_columns(high, packed.high + at);
+      if (packed.low) store_columns(low, packed.low + at);
     }
   }
 }
 
-void multiply(const std::uint16_t* w, const std::uint16_t* packed, std::int64_t n_rows,
-              std::int64_t n_in, float* sums) {
-  const auto stride = static_cast<std::size_t>(n_in) * sizeof(*w);
-  const std::uint16_t* ahead = w + kColumns * n_in;  // beyond the weights it is harmless
-  for (std::int64_t row = 0; row < n_rows; row += kXRows, packed += kXRows * n_in) {
+void split_f16(const std::uint16_t* w, std::int64_t n, Parts<std::uint16_t> parts) {
+  for (std::int64_t i = 0; i < n; i += kTileK) {
+    const Rounded rounded =
+        round_to_bf16(simd::load_f16(w + i), simd::load_f16(w + i + simd::kLanes));
+    _mm512_storeu_si512(parts.high + i, rounded.high);
+    _mm512_storeu_si512(parts.low + i, rounded.low);
+  }
+}
+
+void multiply(Operand w, Operand packed, std::int64_t n_rows, std::int64_t n_in, float* sums) {
+  const auto stride = static_cast<std::size_t>(n_in) * sizeof(std::uint16_t);
+  const std::int64_t second = kTile * n_in;               // elements to the second tile of rows
+  const std::uint16_t* ahead = w.high + kColumns * n_in;  // beyond the weights it is harmless
+  for (std::int64_t row = 0; row < n_rows; row += kXRows) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (std::int64_t k = 0; k < n_in; k += kTileK) {
-      _tile_loadd(4, w + k, stride);
-      _tile_loadd(5, w + kTile * n_in + k, stride);
-      _tile_loadd(6, packed + k * kTile, 64);
-      _tile_loadd(7, packed + kTile * n_in + k * kTile, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-      if (row == 0) {
+      const std::int64_t x_at = row * n_in + k * kTile;
+      _tile_loadd(4, w.high + k, stride);
+      _tile_loadd(5, w.high + second + k, stride);
+      _tile_loadd(6, packed.high + x_at, 64);
+      _tile_loadd(7, packed.high + second + x_at, 64);
+      multiply_tiles();
+      if (w.low) {
+        _tile_loadd(4, w.low + k, stride);
+        _tile_loadd(5, w.low + second + k, stride);
+        multiply_tiles();
+        _tile_loadd(4, w.high + k, stride);
+        _tile_loadd(5, w.high + second + k, stride);
+        _tile_loadd(6, packed.low + x_at, 64);
+        _tile_loadd(7, packed.low + second + x_at, 64);
+        multiply_tiles();
+      } else if (row == 0) {
         for (int i = 0; i < kColumns; ++i) __builtin_prefetch(ahead + i * kTileK);
         ahead += kColumns * kTileK;
       }

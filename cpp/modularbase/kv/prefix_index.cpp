@@ -117,8 +117,7 @@ bool PrefixIndex::evict_one() {
 }
 
 void PrefixIndex::clear() {
-  while (evict_one()) {
-  }
+  while (!leaves_.empty()) forget(*leaves_.begin()->second);
 }
 
 }  // namespace modularbase

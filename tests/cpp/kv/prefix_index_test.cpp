@@ -88,6 +88,19 @@ TEST_CASE("the least recently used leaf goes first, and never a block someone ho
   CHECK(pool.n_holders(held[0]) == 2);
 }
 
+TEST_CASE("clear forgets everything, also blocks that someone holds") {
+  BlockPool pool(8);
+  PrefixIndex index(pool, kBlock);
+  const auto blocks = take(pool, 3);
+  index.insert(range(0, 12), blocks);
+  index.clear();
+  CHECK(index.n_blocks() == 0);
+  CHECK(index.match(range(0, 12)).shared.empty());
+  CHECK(pool.n_free() == 5);  // the writer still holds its own
+  give_back(pool, blocks);
+  CHECK(pool.n_free() == 8);
+}
+
 TEST_CASE("random inserts, matches and evictions: what is shared holds exactly those tokens") {
   // Each block remembers what its writer put there; a match must only return blocks whose content
   // is the prefix asked for, and the pool must end empty.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,5 +130,7 @@ def test_specifiers(specifier: str, version: str, accepted: bool) -> None:
     assert PackRequirement(id="x", version=specifier).accepts(version) is accepted
 
 
-def test_the_schema_names_every_field() -> None:
+def test_the_published_schema_is_the_one_in_force() -> None:
     assert set(manifest_schema()["properties"]) == set(Manifest.model_fields)
+    published = Path(__file__).resolve().parents[3] / "docs" / "pack-manifest.schema.json"
+    assert json.loads(published.read_text(encoding="utf-8")) == manifest_schema()
