@@ -19,6 +19,8 @@ void translate(std::exception_ptr pointer) {  // NOLINT: the signature pybind11 
     if (pointer) std::rethrow_exception(pointer);
   } catch (const BaseLoadError& e) {
     raise("BaseLoadError", e.file, e.field, e.expected, e.found);
+  } catch (const PackFormatError& e) {
+    raise("PackFormatError", e.file, e.field, e.expected, e.found);
   } catch (const InvalidRequestError& e) {
     raise("InvalidRequestError", e.field, e.expected, e.found);
   } catch (const ContextLengthError& e) {

@@ -23,6 +23,14 @@ BaseLoadError::BaseLoadError(std::string path, std::string_view name, std::strin
       expected(printable(want)),
       found(printable(got)) {}
 
+PackFormatError::PackFormatError(std::string path, std::string_view name, std::string_view want,
+                                 std::string_view got)
+    : Error(printable(path, 4096) + ": " + sentence(name, want, got)),
+      file(std::move(path)),
+      field(printable(name)),
+      expected(printable(want)),
+      found(printable(got)) {}
+
 InvalidRequestError::InvalidRequestError(std::string_view name, std::string_view want,
                                          std::string_view got)
     : Error(sentence(name, want, got)),

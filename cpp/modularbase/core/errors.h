@@ -25,6 +25,17 @@ class BaseLoadError : public Error {
   const std::string found;
 };
 
+/// A pack's file that cannot be used.
+class PackFormatError : public Error {
+ public:
+  PackFormatError(std::string file, std::string_view field, std::string_view expected,
+                  std::string_view found);
+  const std::string file;
+  const std::string field;
+  const std::string expected;
+  const std::string found;
+};
+
 /// A request that makes no sense (negative temperature, empty prompt, token id out of range).
 class InvalidRequestError : public Error {
  public:
