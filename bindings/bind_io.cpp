@@ -42,7 +42,7 @@ py::object to_python(const GgufArray& array) {
                 static_cast<typename std::decay_t<decltype(values)>::value_type>(values[i]));
           }
         }
-        return std::move(list);
+        return list;
       },
       array);
 }

@@ -17,6 +17,7 @@ __all__ = [
     "ContextLengthError",
     "DependencyError",
     "DeviceError",
+    "FileError",
     "InstallError",
     "InstallFailure",
     "InvalidRequestError",
@@ -49,8 +50,8 @@ def _rebuild(cls: type[_E], args: tuple[object, ...], fields: dict[str, object])
     return error
 
 
-class BaseLoadError(ModularBaseError):
-    """A base file that cannot be used; names the file, the field, what was expected and found."""
+class FileError(ModularBaseError):
+    """A file that cannot be used; names the file, the field, what was expected and found."""
 
     def __init__(self, file: str, field: str, expected: str, found: str) -> None:
         super().__init__(f"{file}: {field}: expected {expected}, found {found}")
@@ -58,6 +59,10 @@ class BaseLoadError(ModularBaseError):
         self.field = field
         self.expected = expected
         self.found = found
+
+
+class BaseLoadError(FileError):
+    """A base file that cannot be used."""
 
 
 class InvalidRequestError(ModularBaseError, ValueError):
@@ -149,15 +154,8 @@ class InstallError(ModularBaseError):
         self.path = path
 
 
-class PackFormatError(ModularBaseError):
-    """A pack or manifest that cannot be used; names the file, the field, expected and found."""
-
-    def __init__(self, file: str, field: str, expected: str, found: str) -> None:
-        super().__init__(f"{file}: {field}: expected {expected}, found {found}")
-        self.file = file
-        self.field = field
-        self.expected = expected
-        self.found = found
+class PackFormatError(FileError):
+    """A pack or manifest that cannot be used."""
 
 
 class DependencyError(ModularBaseError):

@@ -15,16 +15,8 @@ std::string sentence(std::string_view field, std::string_view expected, std::str
 
 }  // namespace
 
-BaseLoadError::BaseLoadError(std::string path, std::string_view name, std::string_view want,
-                             std::string_view got)
-    : Error(printable(path, 4096) + ": " + sentence(name, want, got)),
-      file(std::move(path)),
-      field(printable(name)),
-      expected(printable(want)),
-      found(printable(got)) {}
-
-PackFormatError::PackFormatError(std::string path, std::string_view name, std::string_view want,
-                                 std::string_view got)
+FileError::FileError(std::string path, std::string_view name, std::string_view want,
+                     std::string_view got)
     : Error(printable(path, 4096) + ": " + sentence(name, want, got)),
       file(std::move(path)),
       field(printable(name)),

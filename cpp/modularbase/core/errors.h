@@ -14,26 +14,25 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// A base file that cannot be used: names the file, the field, and what was expected and found.
-class BaseLoadError : public Error {
+/// A file that cannot be used: names the file, the field, and what was expected and found.
+class FileError : public Error {
  public:
-  BaseLoadError(std::string file, std::string_view field, std::string_view expected,
-                std::string_view found);
+  FileError(std::string file, std::string_view field, std::string_view expected,
+            std::string_view found);
   const std::string file;
   const std::string field;
   const std::string expected;
   const std::string found;
 };
 
-/// A pack's file that cannot be used.
-class PackFormatError : public Error {
+class BaseLoadError : public FileError {
  public:
-  PackFormatError(std::string file, std::string_view field, std::string_view expected,
-                  std::string_view found);
-  const std::string file;
-  const std::string field;
-  const std::string expected;
-  const std::string found;
+  using FileError::FileError;
+};
+
+class PackFormatError : public FileError {
+ public:
+  using FileError::FileError;
 };
 
 /// A request that makes no sense (negative temperature, empty prompt, token id out of range).

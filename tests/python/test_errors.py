@@ -19,6 +19,8 @@ EXAMPLES: list[errors.ModularBaseError] = [
     errors.InstallError("no route", kind="network", base="b", source="s", path="p"),
     errors.ChatTemplateError("loops", line=3),
     errors.TokenizerError(field="pre", expected="known", found="x"),
+    errors.PackFormatError(file="a.pack", field="d_ff", expected="256", found="9"),
+    errors.DependencyError("a needs b"),
 ]
 
 
@@ -39,6 +41,7 @@ def test_messages_name_what_is_wrong() -> None:
 
 
 def test_every_error_is_covered() -> None:
-    names = {type(error).__name__ for error in EXAMPLES} | {"ModularBaseError", "InstallFailure"}
-    assert names == set(errors.__all__)
+    names = {type(error).__name__ for error in EXAMPLES}
+    assert names | {"ModularBaseError", "FileError", "InstallFailure"} == set(errors.__all__)
+    assert isinstance(EXAMPLES[0], errors.FileError)
     assert isinstance(EXAMPLES[1], ValueError)
