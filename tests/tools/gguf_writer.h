@@ -5,6 +5,7 @@
 #include <cstring>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -98,6 +99,20 @@ class GgufWriter {
                          std::span<const float> values) {
     const auto bytes = std::as_bytes(values);
     return add_tensor(std::move(name), 0, std::move(ne), Bytes(bytes.begin(), bytes.end()));
+  }
+
+  /// For tests that spoil a sound file.
+  Tensor& tensor(const std::string& name) {
+    for (Tensor& tensor : tensors) {
+      if (tensor.name == name) return tensor;
+    }
+    throw std::out_of_range(name);
+  }
+  void remove_tensor(const std::string& name) {
+    std::erase_if(tensors, [&](const Tensor& tensor) { return tensor.name == name; });
+  }
+  void remove_entry(const std::string& key) {
+    std::erase_if(entries, [&](const Entry& entry) { return entry.key == key; });
   }
 
   Bytes image() const {

@@ -38,15 +38,8 @@ class TinyGguf {
 
   GgufWriter writer;
 
-  testing::Tensor& tensor(const std::string& name) {
-    for (testing::Tensor& tensor : writer.tensors) {
-      if (tensor.name == name) return tensor;
-    }
-    throw std::out_of_range(name);
-  }
-  void remove_tensor(const std::string& name) {
-    std::erase_if(writer.tensors, [&](const auto& tensor) { return tensor.name == name; });
-  }
+  testing::Tensor& tensor(const std::string& name) { return writer.tensor(name); }
+  void remove_tensor(const std::string& name) { writer.remove_tensor(name); }
   void set_u32(const std::string& name, std::uint32_t value) {
     remove_entry(name);
     writer.add_u32(shape_.family + "." + name, value);
@@ -55,10 +48,7 @@ class TinyGguf {
     remove_entry(name);
     writer.add_f32(shape_.family + "." + name, value);
   }
-  void remove_entry(const std::string& name) {
-    const std::string key = shape_.family + "." + name;
-    std::erase_if(writer.entries, [&](const Entry& entry) { return entry.key == key; });
-  }
+  void remove_entry(const std::string& name) { writer.remove_entry(shape_.family + "." + name); }
   void add_matrix(std::string name, std::uint32_t n_in, std::uint32_t n_out, float sigma) {
     add(std::move(name), {n_in, n_out}, 0.0f, sigma);
   }

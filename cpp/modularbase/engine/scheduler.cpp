@@ -52,18 +52,12 @@ void Scheduler::admit() {
 }
 
 void Scheduler::preempt(Sequence& sequence) {
-  publish(sequence);
-  cache_.release(sequence.kv);
-  may_admit_ = true;
   sequence.draft.clear();
   if (sequence.spec.kind != RequestKind::kGenerate) {  // its rows will all be computed again
     sequence.hidden.clear();
     sequence.ticket->update([](RequestResult& result) { result.logprobs.clear(); });
   }
-  const auto at = std::find_if(running_.begin(), running_.end(),
-                               [&](const auto& running) { return running.get() == &sequence; });
-  waiting_.push_front(std::move(*at));
-  running_.erase(at);
+  waiting_.push_front(remove(sequence));
 }
 
 bool Scheduler::reserve(Sequence& sequence, std::int64_t n_tokens) {
@@ -164,13 +158,9 @@ bool Scheduler::plan_prompt_only(StepPlan& plan) {
   return false;
 }
 
-void Scheduler::publish(const Sequence& sequence) {
+std::unique_ptr<Sequence> Scheduler::remove(Sequence& sequence) {
   // A graph that ended at a layer left the layers above it without keys and values.
   if (sequence.spec.kind != RequestKind::kHidden) cache_.publish(sequence.kv, sequence.tokens);
-}
-
-std::unique_ptr<Sequence> Scheduler::remove(Sequence& sequence) {
-  publish(sequence);
   return discard(sequence);
 }
 

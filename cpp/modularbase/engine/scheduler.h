@@ -47,7 +47,6 @@ class Scheduler {
   bool plan_prompt_only(StepPlan& plan);
   bool reserve(Sequence& sequence, std::int64_t n_tokens);
   void preempt(Sequence& sequence);
-  void publish(const Sequence& sequence);
   void add_draft(NgramDraft& drafter, Sequence& sequence);
   void add_span(StepPlan& plan, Sequence& sequence, std::int64_t n_rows);
   void add_outputs(StepPlan& plan, Sequence& sequence);

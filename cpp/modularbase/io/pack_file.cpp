@@ -24,7 +24,7 @@ std::string site_tensor(std::size_t site, const char* name) {
   return "site." + std::to_string(site) + "." + name;
 }
 
-std::string shape_text(std::initializer_list<std::int64_t> ne) {
+std::string shape_text(std::span<const std::int64_t> ne) {
   std::string text;
   for (const std::int64_t n : ne) text += (text.empty() ? "[" : ", ") + std::to_string(n);
   return text + "]";
@@ -33,11 +33,7 @@ std::string shape_text(std::initializer_list<std::int64_t> ne) {
 std::string shape_text(const GgufTensor& tensor) {
   std::size_t n_dims = 4;
   while (n_dims > 1 && tensor.ne[n_dims - 1] == 1) --n_dims;
-  std::string text;
-  for (std::size_t i = 0; i < n_dims; ++i) {
-    text += (text.empty() ? "[" : ", ") + std::to_string(tensor.ne[i]);
-  }
-  return text + "]";
+  return shape_text(std::span(tensor.ne).first(n_dims));
 }
 
 bool has_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> ne) {
@@ -134,9 +130,9 @@ const GgufTensor* PackFile::tensor(std::size_t site, const char* name,
                                    std::initializer_list<std::int64_t> ne, ggml_type type) const {
   const std::string full = site_tensor(site, name);
   const GgufTensor* found = file_.find_tensor(full);
-  if (!found) throw PackFormatError(path(), full, "a tensor " + shape_text(ne), "none");
+  if (!found) throw PackFormatError(path(), full, "a tensor " + shape_text(std::span(ne)), "none");
   if (!has_shape(*found, ne)) {
-    throw PackFormatError(path(), full + " shape", shape_text(ne), shape_text(*found));
+    throw PackFormatError(path(), full + " shape", shape_text(std::span(ne)), shape_text(*found));
   }
   if (found->type != type) {
     throw PackFormatError(path(), full + " type", ggml_type_name(type),

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <type_traits>
 
 #include "modularbase/core/errors.h"
 #include "tools/temp_file.h"
@@ -16,31 +17,7 @@ using namespace modularbase::testing;
 
 namespace {
 
-Entry& entry(GgufWriter& writer, const std::string& name) {
-  return *std::find_if(writer.entries.begin(), writer.entries.end(), [&](const Entry& e) {
-    return e.key == "modularbase-pack." + name || e.key == name;
-  });
-}
-
-testing::Tensor& tensor(GgufWriter& writer, const std::string& name) {
-  return *std::find_if(writer.tensors.begin(), writer.tensors.end(),
-                       [&](const testing::Tensor& t) { return t.name == name; });
-}
-
-void drop_entry(GgufWriter& writer, const std::string& name) {
-  writer.entries.erase(writer.entries.begin() + (&entry(writer, name) - writer.entries.data()));
-}
-
-void drop_tensor(GgufWriter& writer, const std::string& name) {
-  writer.tensors.erase(writer.tensors.begin() + (&tensor(writer, name) - writer.tensors.data()));
-}
-
-template <class T>
-void set(GgufWriter& writer, const std::string& name, T value) {
-  Entry& found = entry(writer, name);
-  found.payload.clear();
-  append(found.payload, value);
-}
+const std::string kPrefix = "modularbase-pack.";
 
 /// The field that a spoiled pack's error names.
 std::string refused_field(const std::function<void(GgufWriter&)>& spoil) {
@@ -80,7 +57,7 @@ TEST_CASE("a sound pack is read as it was written") {
       REQUIRE(pack.sites().size() == 2);
       CHECK(pack.sites()[1].token_gate == nullptr);
       const auto bytes = pack.bytes(*pack.sites()[1].expert_down);
-      const Bytes& written = tensor(writer, "site.1.expert_down.weight").data;
+      const Bytes& written = writer.tensor("site.1.expert_down.weight").data;
       CHECK(std::equal(bytes.begin(), bytes.end(), written.begin(), written.end()));
     }
   }
@@ -95,31 +72,33 @@ TEST_CASE("packs of equal geometry are equal, whatever their weights") {
 }
 
 TEST_CASE("wrong metadata is refused by name") {
-  const std::string p = "modularbase-pack.";
   for (const char* name : {"format_version", "n_embd", "d_inner", "d_ff", "n_expert",
                            "n_expert_used", "sites", "norm_eps", "scale", "manifest"}) {
-    CHECK(refused_field([&](GgufWriter& w) { drop_entry(w, name); }) == p + name);
+    CHECK(refused_field([&](GgufWriter& w) { w.remove_entry(kPrefix + name); }) == kPrefix + name);
   }
   const auto with = [&](const char* name, auto value) {
-    return refused_field([&](GgufWriter& w) { set(w, name, value); });
+    return refused_field([&](GgufWriter& w) {
+      w.remove_entry(kPrefix + name);
+      w.add(kPrefix + name, std::is_same_v<decltype(value), float> ? kF32 : kU32, value);
+    });
   };
-  CHECK(with("format_version", std::uint32_t{2}) == p + "format_version");
-  CHECK(with("d_inner", std::uint32_t{255}) == p + "d_inner");
-  CHECK(with("d_inner", std::uint32_t{300}) == p + "d_inner");
-  CHECK(with("d_ff", std::uint32_t{1} << 31) == p + "d_ff");
-  CHECK(with("n_expert_used", std::uint32_t{9}) == p + "n_expert_used");
-  CHECK(with("n_expert", std::uint32_t{0}) == p + "n_expert");
-  CHECK(with("scale", std::numeric_limits<float>::infinity()) == p + "scale");
-  CHECK(with("norm_eps", 0.0f) == p + "norm_eps");
+  CHECK(with("format_version", std::uint32_t{2}) == kPrefix + "format_version");
+  CHECK(with("d_inner", std::uint32_t{255}) == kPrefix + "d_inner");
+  CHECK(with("d_inner", std::uint32_t{300}) == kPrefix + "d_inner");
+  CHECK(with("d_ff", std::uint32_t{1} << 31) == kPrefix + "d_ff");
+  CHECK(with("n_expert_used", std::uint32_t{9}) == kPrefix + "n_expert_used");
+  CHECK(with("n_expert", std::uint32_t{0}) == kPrefix + "n_expert");
+  CHECK(with("scale", std::numeric_limits<float>::infinity()) == kPrefix + "scale");
+  CHECK(with("norm_eps", 0.0f) == kPrefix + "norm_eps");
   for (const std::vector<std::uint32_t>& sites :
        {std::vector<std::uint32_t>{}, {2, 1}, {1, 1}, {1, 1u << 31}}) {
     CHECK(refused_field([&](GgufWriter& w) {
-            drop_entry(w, "sites");
-            w.add_array<std::uint32_t>(p + "sites", kU32, sites);
-          }) == p + "sites");
+            w.remove_entry(kPrefix + "sites");
+            w.add_array<std::uint32_t>(kPrefix + "sites", kU32, sites);
+          }) == kPrefix + "sites");
   }
   CHECK(refused_field([](GgufWriter& w) {
-          drop_entry(w, "general.architecture");
+          w.remove_entry("general.architecture");
           w.add_string("general.architecture", "llama");
         }) == "general.architecture");
 }
@@ -129,13 +108,13 @@ TEST_CASE("wrong tensors are refused by name") {
        {"in.weight", "norm.weight", "router.weight", "expert_gate.weight", "expert_up.weight",
         "expert_down.weight", "out.weight", "token_gate.bias"}) {
     const std::string full = std::string("site.1.") + name;
-    CHECK(refused_field([&](GgufWriter& w) { drop_tensor(w, full); }) == full);
+    CHECK(refused_field([&](GgufWriter& w) { w.remove_tensor(full); }) == full);
   }
   CHECK(refused_field([](GgufWriter& w) {
-          std::swap(tensor(w, "site.0.in.weight").ne[0], tensor(w, "site.0.in.weight").ne[1]);
+          std::swap(w.tensor("site.0.in.weight").ne[0], w.tensor("site.0.in.weight").ne[1]);
         }) == "site.0.in.weight shape");
   CHECK(refused_field([](GgufWriter& w) {
-          auto& out = tensor(w, "site.1.out.weight");
+          auto& out = w.tensor("site.1.out.weight");
           out.type = GGML_TYPE_BF16;
         }) == "site.1.out.weight type");
   CHECK(refused_field([](GgufWriter& w) {
@@ -143,11 +122,11 @@ TEST_CASE("wrong tensors are refused by name") {
         }) == "site.2.extra");
   CHECK(refused_field([](GgufWriter& w) {
           const float nan = std::numeric_limits<float>::quiet_NaN();
-          std::memcpy(tensor(w, "site.1.router.weight").data.data() + 400, &nan, sizeof(nan));
+          std::memcpy(w.tensor("site.1.router.weight").data.data() + 400, &nan, sizeof(nan));
         }) == "site.1.router.weight");
   CHECK(refused_field([](GgufWriter& w) {
           const std::uint16_t infinity = 0x7c00;  // a block's scale
-          std::memcpy(tensor(w, "site.0.expert_up.weight").data.data() + 18, &infinity, 2);
+          std::memcpy(w.tensor("site.0.expert_up.weight").data.data() + 18, &infinity, 2);
         }) == "site.0.expert_up.weight");
 }
 
