@@ -24,7 +24,7 @@ MAY_INCLUDE: dict[str, frozenset[str]] = {
         "channel": "core",
         "kernels": "core graph",
         "kv": "core graph kernels",
-        "packs": "core io",
+        "packs": "core io graph",
         "models": "core io graph kv kernels",
         "adapters": "core io graph kernels packs",
         "engine": "core io graph sampling channel kernels kv packs models adapters",
@@ -32,7 +32,9 @@ MAY_INCLUDE: dict[str, frozenset[str]] = {
     }.items()
 }
 # "bindings" only for the version that it reports.
-MAY_INCLUDE_GGML = frozenset({"io", "graph", "kernels", "kv", "models", "adapters", "bindings"})
+MAY_INCLUDE_GGML = frozenset(
+    {"io", "graph", "kernels", "kv", "packs", "models", "adapters", "bindings"}
+)
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 GGML = re.compile(r"(ggml|gguf)[\w-]*\.h")

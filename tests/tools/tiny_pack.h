@@ -20,6 +20,7 @@ struct TinyPack {
   ggml_type adapter_type = GGML_TYPE_F16;
   ggml_type expert_type = GGML_TYPE_Q4_0;
   bool has_token_gate = true;
+  std::uint32_t seed = 5;
 };
 
 inline Bytes random_weights(ggml_type type, std::int64_t n_in, std::int64_t n_rows,
@@ -34,7 +35,7 @@ inline Bytes random_weights(ggml_type type, std::int64_t n_in, std::int64_t n_ro
 
 /// A sound pack with random weights; a test spoils what it wants to see refused.
 inline GgufWriter tiny_pack_file(const TinyPack& pack = {}) {
-  std::mt19937 random(5);
+  std::mt19937 random(pack.seed);
   GgufWriter writer;
   const std::string prefix = "modularbase-pack.";
   writer.add_string("general.architecture", "modularbase-pack");

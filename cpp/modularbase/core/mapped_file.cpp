@@ -25,6 +25,7 @@ class FileDescriptor {
   FileDescriptor(const FileDescriptor&) = delete;
   FileDescriptor& operator=(const FileDescriptor&) = delete;
   int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_;
@@ -66,7 +67,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     throw BaseLoadError(path, "path", "no NUL character", "one");
   }
   // Non-blocking, so that the path of a pipe is refused below instead of waiting for its writer.
-  const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (fd.get() < 0) throw BaseLoadError(path, "file", "a readable file", error_text(errno));
   const std::size_t n_bytes = checked_size(fd.get(), path);
   void* const data = ::mmap(nullptr, n_bytes, PROT_READ, MAP_SHARED, fd.get(), 0);
@@ -75,22 +76,47 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   }
   data_ = static_cast<const std::byte*>(data);
   size_ = n_bytes;
+  descriptor_ = fd.release();
 }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (descriptor_ >= 0) ::close(descriptor_);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : path_(std::move(other.path_)),
+      descriptor_(std::exchange(other.descriptor_, -1)),
       data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
+  std::swap(descriptor_, other.descriptor_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
+}
+
+void MappedFile::read(std::size_t offset, std::span<std::byte> out) const {
+  while (!out.empty()) {
+    const ::ssize_t n = ::pread(descriptor_, out.data(), out.size(), static_cast<::off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw BaseLoadError(path_, "file", "bytes that can be read", error_text(errno));
+    if (n == 0) {
+      throw BaseLoadError(path_, "file size", std::to_string(size_), std::to_string(offset));
+    }
+    offset += static_cast<std::size_t>(n);
+    out = out.subspan(static_cast<std::size_t>(n));
+  }
+}
+
+FileStamp MappedFile::stamp() const {
+  struct stat status{};
+  if (::fstat(descriptor_, &status) != 0) {
+    throw BaseLoadError(path_, "file", "a readable file", error_text(errno));
+  }
+  return {status.st_size, status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
 }
 
 void MappedFile::will_need(std::size_t offset, std::size_t n_bytes) const {

@@ -101,8 +101,8 @@ Tensor GraphBuilder::add(Tensor a, Tensor b) {
 }
 
 Tensor GraphBuilder::custom(std::unique_ptr<CustomNode> node, std::int64_t ne0, std::int64_t ne1,
-                            std::initializer_list<Tensor> sources) {
-  std::vector<Tensor> args(sources);
+                            const std::vector<Tensor>& sources) {
+  std::vector<Tensor> args(sources);  // ggml wants them mutable
   CustomNode* raw = graph_.nodes_.emplace_back(std::move(node)).get();
   return ggml_custom_4d(ctx_, GGML_TYPE_F32, ne0, ne1, 1, 1, args.data(),
                         static_cast<int>(args.size()), run_custom_node, GGML_N_TASKS_MAX, raw);

@@ -68,7 +68,7 @@ class GraphBuilder {
 
   /// A node computed by our own code on the CPU.
   Tensor custom(std::unique_ptr<CustomNode> node, std::int64_t ne0, std::int64_t ne1,
-                std::initializer_list<Tensor> sources);
+                const std::vector<Tensor>& sources);
   /// The same, writing into its first source.
   Tensor custom_inplace(std::unique_ptr<CustomNode> node, Tensor target);
 

@@ -43,6 +43,7 @@ class PackFile {
   static PackFile open(const std::string& path);
 
   const std::string& path() const { return file_.path(); }
+  const MappedFile& file() const { return file_.file(); }
   const PackGeometry& geometry() const { return geometry_; }
   /// One per geometry().sites, in the same order.
   const std::vector<PackSiteTensors>& sites() const { return sites_; }

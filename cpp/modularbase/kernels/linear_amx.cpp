@@ -106,7 +106,8 @@ TileScope::~TileScope() {
   _tile_release();
 }
 
-void pack_x(const float* x, std::int64_t n_rows, std::int64_t n_in, Parts<std::uint16_t> packed) {
+void pack_x(const float* const* x_rows, std::int64_t n_rows, std::int64_t n_in,
+            Parts<std::uint16_t> packed) {
   std::int64_t at = 0;
   for (std::int64_t first = 0; first < packed_elems(n_rows, 1); first += kTile) {
     for (std::int64_t k = 0; k < n_in; k += kTileK, at += kTileElems) {
@@ -114,7 +115,7 @@ void pack_x(const float* x, std::int64_t n_rows, std::int64_t n_in, Parts<std::u
       for (int j = 0; j < kTile; ++j) {
         high[j] = low[j] = _mm512_setzero_si512();
         if (first + j >= n_rows) continue;
-        const float* from = x + (first + j) * n_in + k;
+        const float* from = x_rows[first + j] + k;
         const Rounded rounded = round_to_bf16(simd::load(from), simd::load(from + simd::kLanes));
         high[j] = rounded.high;
         low[j] = rounded.low;

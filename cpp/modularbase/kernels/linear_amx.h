@@ -40,9 +40,10 @@ using Operand = Parts<const std::uint16_t>;
 inline std::int64_t packed_elems(std::int64_t n_rows, std::int64_t n_in) {
   return (n_rows + kXRows - 1) / kXRows * kXRows * n_in;
 }
-/// Rounds rows of x [n_in, n_rows] to BF16, in the order the tiles read them: [2, kTile,
+/// Rounds rows of x, n_in each, to BF16, in the order the tiles read them: [2, kTile,
 /// n_in / 2] for each kTile rows, zero beyond n_rows. kTileK divides n_in.
-void pack_x(const float* x, std::int64_t n_rows, std::int64_t n_in, Parts<std::uint16_t> packed);
+void pack_x(const float* const* x_rows, std::int64_t n_rows, std::int64_t n_in,
+            Parts<std::uint16_t> packed);
 /// F16 weights as two parts; kTileK divides n.
 void split_f16(const std::uint16_t* w, std::int64_t n, Parts<std::uint16_t> parts);
 

@@ -1,13 +1,8 @@
 #include "modularbase/kernels/linear_plan.h"
 
-#include <algorithm>
-
 namespace modularbase::kernels {
 namespace {
 
-constexpr std::int64_t kPackedBytes =
-    384 * 1024;  // of x: leaves room in a 1 MB L2 for the weights that pass
-constexpr std::int64_t kMaxXBlock = 128;  // keeps the unfinished columns of a block in L1
 constexpr std::int64_t kMaxWBlock = 256;
 constexpr std::int64_t kChunksPerThread = 8;  // so that a slow core costs at most an eighth
 
@@ -22,8 +17,7 @@ LinearPlan::LinearPlan(const LinearArgs& args, std::int64_t packed_row_bytes, in
   n_outputs_ = args.epilogue == Epilogue::kSwiGlu ? 1 : args.n_weights;
   for (int i = 0; i < n_outputs_; ++i) y_stride_ += args.weights[i].n_out;
 
-  const std::int64_t x_limit =
-      std::clamp<std::int64_t>(kPackedBytes / packed_row_bytes, 1, kMaxXBlock);
+  const std::int64_t x_limit = x_block_limit(packed_row_bytes);
   n_x_blocks_ = static_cast<int>(divide_up(args.n_rows, x_limit));
   x_block_ = divide_up(args.n_rows, n_x_blocks_);
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "modularbase/kernels/linear.h"
@@ -8,6 +9,15 @@ namespace modularbase::kernels {
 
 inline constexpr std::int64_t kColumnBlock =
     32;  // output columns finished together by the epilogue
+
+inline constexpr std::int64_t kPackedBytes =
+    384 * 1024;  // of x: leaves room in a 1 MB L2 for the weights that pass
+inline constexpr std::int64_t kMaxXBlock = 128;  // keeps the unfinished columns of a block in L1
+
+/// Most rows of x that are packed together.
+inline std::int64_t x_block_limit(std::int64_t packed_row_bytes) {
+  return std::clamp<std::int64_t>(kPackedBytes / packed_row_bytes, 1, kMaxXBlock);
+}
 
 /// How one call is cut into chunks: (block of x rows) x (block of weight rows). Every thread
 /// derives the same plan.

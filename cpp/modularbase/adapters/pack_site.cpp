@@ -1,0 +1,143 @@
+#include "modularbase/adapters/pack_site.h"
+
+#include <algorithm>
+
+namespace modularbase {
+namespace {
+
+const SiteWeights* site_at(const SlotPool& pool, int layer) {
+  const int site = pool.site_of_layer(layer);
+  return site < 0 ? nullptr : &pool.site(static_cast<std::size_t>(site));
+}
+
+/// The router of section 3: T = the n_expert_used largest of softmax(W_gate z), and their gains.
+struct Choice {
+  Tensor experts;  // I32 [n_expert_used, n]: numbers of matrices
+  Tensor gains;    // [1, n_expert_used, n]
+};
+
+Choice build_router(ggml_context* ctx, const SiteWeights& site, Tensor z, Tensor slots,
+                    std::int64_t n_per_row) {
+  const std::int64_t n_expert = site.router->ne[1], n = slots->ne[0];
+  const int n_used = static_cast<int>(site.n_expert_used);
+  Tensor ids = ggml_reshape_2d(ctx, slots, n_per_row, n / n_per_row);
+  Tensor r = ggml_mul_mat_id(ctx, site.router, z, ids);  // [n_expert, n_per_row, n_rows]
+  r = ggml_soft_max(ctx, ggml_reshape_2d(ctx, r, n_expert, n));
+  Tensor chosen = ggml_argsort_top_k(ctx, r, n_used);  // [n_expert_used, n]
+  Tensor gains = ggml_get_rows(ctx, ggml_reshape_3d(ctx, r, 1, n_expert, n), chosen);
+  gains = ggml_reshape_2d(ctx, gains, n_used, n);
+  gains = ggml_div(ctx, gains, ggml_sum_rows(ctx, gains));
+  Tensor numbers = ggml_get_rows(ctx, site.expert_ids, slots);  // [n_expert, n]
+  numbers = ggml_get_rows(ctx, ggml_reshape_3d(ctx, numbers, 1, n_expert, n), chosen);
+  return {ggml_reshape_2d(ctx, numbers, n_used, n), ggml_reshape_3d(ctx, gains, 1, n_used, n)};
+}
+
+/// Sum over the second of three dimensions: [ne0, n, ne2] -> [ne0, ne2].
+Tensor sum_middle(ggml_context* ctx, Tensor t) {
+  Tensor sum = nullptr;
+  for (std::int64_t i = 0; i < t->ne[1]; ++i) {
+    Tensor part =
+        ggml_view_2d(ctx, t, t->ne[0], t->ne[2], t->nb[2], static_cast<std::size_t>(i) * t->nb[1]);
+    sum = sum ? ggml_add(ctx, sum, part) : ggml_cont(ctx, part);
+  }
+  return sum;
+}
+
+/// sum over the chosen experts of g_e W_down,e(silu(W_gate,e z) * (W_up,e z)): [d_inner, n].
+Tensor build_experts(ggml_context* ctx, const SiteWeights& site, Tensor z, const Choice& choice) {
+  const std::int64_t d_inner = site.router->ne[0], n = choice.experts->ne[1];
+  Tensor rows = ggml_reshape_3d(ctx, z, d_inner, 1, n);
+  Tensor hidden =
+      ggml_swiglu_split(ctx, ggml_mul_mat_id(ctx, site.expert_gate, rows, choice.experts),
+                        ggml_mul_mat_id(ctx, site.expert_up, rows, choice.experts));
+  Tensor parts = ggml_mul_mat_id(ctx, site.expert_down, hidden, choice.experts);
+  return sum_middle(ctx, ggml_mul(ctx, parts, choice.gains));
+}
+
+/// weight * 2 sigmoid(v . x + b): [1, n_per_row, n_rows].
+Tensor build_amounts(ggml_context* ctx, const SiteWeights& site, Tensor x3, Tensor slots,
+                     Tensor weights, std::int64_t n_per_row) {
+  const std::int64_t n_embd = x3->ne[0], n_rows = x3->ne[2];
+  Tensor v = ggml_get_rows(ctx, site.token_gate, slots);
+  v = ggml_mul(ctx, ggml_reshape_3d(ctx, v, n_embd, n_per_row, n_rows), x3);
+  Tensor bias = ggml_get_rows(ctx, site.token_bias, slots);
+  Tensor gate =
+      ggml_add(ctx, ggml_sum_rows(ctx, v), ggml_reshape_3d(ctx, bias, 1, n_per_row, n_rows));
+  gate = ggml_scale(ctx, ggml_sigmoid(ctx, gate), 2.0f);
+  return ggml_mul(ctx, gate, ggml_reshape_3d(ctx, weights, 1, n_per_row, n_rows));
+}
+
+}  // namespace
+
+Tensor build_site(GraphBuilder& g, const SiteWeights& site, Tensor x, Tensor slots,
+                  Tensor weights) {
+  ggml_context* ctx = g.ctx();
+  const std::int64_t n_embd = site.in->ne[0], d_inner = site.in->ne[1];
+  expect_shape(x, "a site's input", {n_embd, -1});
+  const std::int64_t n_rows = x->ne[1], n = slots->ne[0], n_per_row = n / n_rows;
+  Tensor ids = ggml_reshape_2d(ctx, slots, n_per_row, n_rows);
+  Tensor x3 = ggml_reshape_3d(ctx, x, n_embd, 1, n_rows);
+  Tensor z = ggml_mul_mat_id(ctx, site.in, x3, ids);  // [d_inner, n_per_row, n_rows]
+  z = ggml_rms_norm(ctx, ggml_reshape_2d(ctx, z, d_inner, n), site.norm_eps);
+  z = ggml_mul(ctx, z, ggml_get_rows(ctx, site.norm, slots));
+  Tensor z3 = ggml_reshape_3d(ctx, z, d_inner, n_per_row, n_rows);
+  const Choice choice = build_router(ctx, site, z3, slots, n_per_row);
+  Tensor y = ggml_add(ctx, z, build_experts(ctx, site, z, choice));
+  y = ggml_reshape_3d(ctx, y, d_inner, n_per_row, n_rows);
+  Tensor deltas = ggml_mul_mat_id(ctx, site.out, y, ids);  // [n_embd, n_per_row, n_rows]
+  Tensor amounts = build_amounts(ctx, site, x3, slots, weights, n_per_row);
+  return sum_middle(ctx, ggml_mul(ctx, deltas, amounts));
+}
+
+Tensor FusedPackSites::after_ffn(GraphBuilder& g, Tensor x, Tensor h, int layer) {
+  const bool is_cut = layer == cut_layer_;
+  PackRows& rows = is_cut ? batch_.outputs() : batch_.all();
+  std::vector<kernels::PoolDelta> deltas;
+  bool any = false;
+  for (std::size_t i = 0; i < pools_.size(); ++i) {
+    const std::int64_t n_uses = is_cut ? pools_[i].n_uses_out : pools_[i].n_uses;
+    const SiteWeights* site = site_at(*pools_[i].pool, layer);
+    Tensor delta = nullptr;
+    if (site && n_uses > 0) {
+      delta = kernels::pack_delta_node(g, *site, rows.step(i), n_uses, x);
+    }
+    any = any || delta;
+    deltas.push_back({delta, &rows.step(i)});
+  }
+  return any ? kernels::pack_merge_node(g, deltas, rows.shares(), h, layer) : h;
+}
+
+Tensor ReferencePackSites::after_ffn(GraphBuilder& g, Tensor x, Tensor h, int layer) {
+  const bool is_cut = layer == cut_layer_;
+  for (std::size_t i = 0; i < pools_.size(); ++i) {
+    const std::int64_t n = is_cut ? pools_[i].n_uses_out : pools_[i].n_uses;
+    const SiteWeights* site = site_at(*pools_[i].pool, layer);
+    if (!site || n == 0) continue;
+    const Inputs& inputs = inputs_for(g, i, n, is_cut);
+    h = g.add(h, build_site(g, *site, x, inputs.slots, inputs.weights));
+  }
+  return h;
+}
+
+const ReferencePackSites::Inputs& ReferencePackSites::inputs_for(GraphBuilder& g, std::size_t pool,
+                                                                 std::int64_t n, bool is_cut) {
+  PackRows* rows = is_cut ? &batch_.outputs() : &batch_.all();
+  const auto known = std::ranges::find_if(
+      inputs_, [&](const Inputs& inputs) { return inputs.pool == pool && inputs.rows == rows; });
+  if (known != inputs_.end()) return *known;
+  inputs_.push_back({pool, rows, g.input("pack_slots", GGML_TYPE_I32, n),
+                     g.input("pack_weights", GGML_TYPE_F32, n)});
+  return inputs_.back();
+}
+
+void ReferencePackSites::fill_inputs() {
+  std::vector<std::int32_t> slots;
+  std::vector<float> weights;
+  for (const Inputs& inputs : inputs_) {
+    inputs.rows->fill_padded(inputs.pool, slots, weights);
+    ggml_backend_tensor_set(inputs.slots, slots.data(), 0, ggml_nbytes(inputs.slots));
+    ggml_backend_tensor_set(inputs.weights, weights.data(), 0, ggml_nbytes(inputs.weights));
+  }
+}
+
+}  // namespace modularbase

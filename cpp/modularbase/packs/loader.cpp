@@ -1,0 +1,217 @@
+// Who gets a slot, and the thread that fills it.
+#include <algorithm>
+#include <limits>
+
+#include "modularbase/core/errors.h"
+#include "modularbase/packs/generation.h"
+
+namespace modularbase {
+
+bool PackResidency::is_evictable(const Generation& generation) const {
+  return generation.state == PackState::kResident && generation.n_leases == 0 &&
+         !generation.is_pinned;
+}
+
+// The slot is free; its memory stays as it is, for the next to write over.
+void PackResidency::put_out(Generation& generation) {
+  generation.state = PackState::kKnown;
+  generation.slot = -1;
+  ++counts_.n_evictions;
+  if (generation.is_guess) ++counts_.n_preload_wastes;
+  generation.is_guess = false;
+}
+
+bool PackResidency::make_room(const Generation& generation) {
+  std::vector<Generation*> victims;
+  for (const auto& [_, other] : generations_) {
+    const bool is_awaited = round_ > 0 && other->wanted_round == round_;
+    if (is_evictable(*other) && !is_awaited) victims.push_back(other.get());
+  }
+  std::ranges::sort(victims, {}, &Generation::last_use);
+  std::int64_t n_free = budget_bytes_ - static_cast<std::int64_t>(used_bytes());
+  std::size_t n_victims = 0;
+  while (n_free < generation.slot_bytes()) {
+    if (n_victims == victims.size()) return false;
+    n_free += victims[n_victims++]->slot_bytes();
+  }
+  for (std::size_t i = 0; i < n_victims; ++i) {
+    // Another geometry's slot would keep its pages: the budget is about memory.
+    Generation& victim = *victims[i];
+    if (victim.pool != generation.pool) {
+      pools_[static_cast<std::size_t>(victim.pool)]->release_memory(victim.slot);
+    }
+    put_out(victim);
+  }
+  return true;
+}
+
+// Gives a slot to a generation that has none. False when there is no room.
+bool PackResidency::assign_slot(Generation& generation) {
+  if (!make_room(generation)) return false;
+  const SlotPool& pool = *pools_[static_cast<std::size_t>(generation.pool)];
+  std::vector<bool> taken(static_cast<std::size_t>(pool.n_slots()), false);
+  for (const auto& [_, other] : generations_) {
+    if (other->pool == generation.pool && other->slot > 0) {
+      taken[static_cast<std::size_t>(other->slot)] = true;
+    }
+  }
+  const auto free = std::find(taken.begin() + 1, taken.end(), false);
+  if (free == taken.end()) return false;
+  generation.slot = static_cast<int>(free - taken.begin());
+  generation.state = PackState::kLoading;
+  return true;
+}
+
+bool PackResidency::want(Generation& generation) {
+  if (generation.state != PackState::kKnown) return true;
+  if (!assign_slot(generation)) return false;
+  urgent_.push_back(generation.id);
+  std::erase(preloads_, generation.id);
+  changed_.notify_all();
+  return true;
+}
+
+void PackResidency::check_can_fit(std::span<const GenerationId> ids) const {
+  std::int64_t n_needed = 0;
+  for (const GenerationId id : ids) n_needed += find(id).slot_bytes();
+  std::int64_t n_pinned = 0;
+  for (const auto& [id, other] : generations_) {
+    const bool is_asked = std::find(ids.begin(), ids.end(), id) != ids.end();
+    if (other->is_pinned && other->slot > 0 && !is_asked) n_pinned += other->slot_bytes();
+  }
+  if (n_needed + n_pinned <= budget_bytes_) return;
+  throw BudgetExceededError(find(ids[0]).pack->name(), n_needed, budget_bytes_,
+                            n_needed > budget_bytes_
+                                ? "the budget is smaller than the packs of one request"
+                                : std::to_string(n_pinned) + " bytes are pinned");
+}
+
+void PackResidency::begin_round() {
+  const std::lock_guard lock(mutex_);
+  ++round_;
+}
+
+PackResidency::Acquired PackResidency::acquire(std::span<const GenerationId> ids,
+                                               std::vector<PackLease>& leases, PackWait& wait) {
+  const std::lock_guard lock(mutex_);
+  if (wait.since == 0) wait.since = ++clock_;
+  for (const GenerationId id : ids) {
+    const Generation& generation = find(id);
+    if (generation.error && generation.failed_at > wait.since) {
+      std::rethrow_exception(generation.error);
+    }
+  }
+  check_can_fit(ids);
+  const auto is_resident = [&](GenerationId id) { return find(id).state == PackState::kResident; };
+  if (!std::all_of(ids.begin(), ids.end(), is_resident)) {
+    for (const GenerationId id : ids) find(id).wanted_round = round_;
+    const bool all = std::all_of(ids.begin(), ids.end(), [&](auto id) { return want(find(id)); });
+    return all ? Acquired::kLoading : Acquired::kNoRoom;
+  }
+  for (const GenerationId id : ids) {
+    Generation& generation = find(id);
+    ++generation.n_leases;
+    ++generation.n_hits;
+    generation.last_use = ++clock_;
+    generation.used_at = PackClock::now();
+    if (generation.is_guess) ++counts_.n_preload_hits;
+    generation.is_guess = false;
+    leases.emplace_back(*this, id, *pools_[static_cast<std::size_t>(generation.pool)],
+                        generation.slot, generation.pack->scale());
+  }
+  return Acquired::kReady;
+}
+
+void PackResidency::load(GenerationId id, std::optional<PackClock::time_point> deadline) {
+  std::unique_lock lock(mutex_);
+  const std::uint64_t since = ++clock_;
+  check_can_fit({&id, 1});
+  for (;;) {
+    Generation& generation = find(id);
+    if (generation.state == PackState::kResident) return;
+    if (generation.error && generation.failed_at > since) {
+      std::rethrow_exception(generation.error);
+    }
+    if (stopping_) throw CancelledError("the engine is closed");
+    if (deadline && PackClock::now() >= *deadline) {
+      throw BudgetExceededError(generation.pack->name(), generation.slot_bytes(), budget_bytes_,
+                                "no room came free before the deadline");
+    }
+    want(generation);
+    if (deadline) {
+      changed_.wait_until(lock, *deadline);
+    } else {
+      changed_.wait(lock);
+    }
+  }
+}
+
+// Urgent loads have their slot; a guess gets one now, if it can be had.
+std::optional<GenerationId> PackResidency::next_load() {
+  if (!urgent_.empty()) {
+    const GenerationId id = urgent_.front();
+    urgent_.pop_front();
+    return id;
+  }
+  while (!preloads_.empty()) {
+    const GenerationId id = preloads_.front();
+    preloads_.pop_front();
+    Generation& generation = find(id);
+    if (generation.state != PackState::kKnown || !assign_slot(generation)) continue;
+    generation.is_guess = true;
+    generation.last_use = ++clock_;
+    ++counts_.n_preloads;
+    return id;
+  }
+  return std::nullopt;
+}
+
+void PackResidency::run_loader() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    const auto id = next_load();
+    if (!id) {
+      changed_.wait(lock);
+      continue;
+    }
+    load_one(lock, *id);
+    lock.unlock();
+    on_change_();
+    lock.lock();
+  }
+}
+
+void PackResidency::load_one(std::unique_lock<std::mutex>& lock, GenerationId id) {
+  Generation& generation = find(id);  // stays while it is loading
+  SlotPool& pool = *pools_[static_cast<std::size_t>(generation.pool)];
+  std::exception_ptr error;
+  std::string error_text;
+  lock.unlock();
+  const auto start = PackClock::now();
+  try {
+    pool.write(generation.slot, *generation.pack);
+  } catch (const std::exception& e) {
+    error = std::current_exception();
+    error_text = e.what();
+  }
+  const auto end = PackClock::now();
+  lock.lock();
+  generation.load_us = std::chrono::duration<double, std::micro>(end - start).count();
+  generation.error = error;
+  generation.error_text = std::move(error_text);
+  if (error) {
+    generation.failed_at = ++clock_;
+    generation.state = PackState::kKnown;
+    generation.slot = -1;
+    generation.is_guess = false;
+    ++counts_.n_failed_loads;
+  } else {
+    generation.state = PackState::kResident;
+    ++generation.n_loads;
+    ++counts_.n_loads;
+  }
+  forget_if_retired(id);
+  changed_.notify_all();
+}
+
+}  // namespace modularbase
