@@ -17,6 +17,8 @@ void bind_options(py::module_& module) {
       .def_readwrite("n_threads", &EngineOptions::n_threads)
       .def_readwrite("n_ctx", &EngineOptions::n_ctx)
       .def_readwrite("kv_budget_bytes", &EngineOptions::kv_budget_bytes)
+      .def_readwrite("pack_budget_bytes", &EngineOptions::pack_budget_bytes)
+      .def_readwrite("first_site", &EngineOptions::first_site)
       .def_readwrite("n_batch", &EngineOptions::n_batch)
       .def_readwrite("n_sequences", &EngineOptions::n_sequences)
       .def_readwrite("attention", &EngineOptions::attention)
@@ -47,6 +49,7 @@ void bind_info(py::module_& module) {
       .def_readonly("screen_bytes", &EngineInfo::screen_bytes)
       .def_readonly("kv_bytes", &EngineInfo::kv_bytes)
       .def_readonly("n_kv_blocks", &EngineInfo::n_kv_blocks)
+      .def_readonly("first_site", &EngineInfo::first_site)
       .def_readonly("load_us", &EngineInfo::load_us);
   py::class_<EngineStats>(module, "EngineStats")
       .def_readonly("n_waiting", &EngineStats::n_waiting)
@@ -56,6 +59,7 @@ void bind_info(py::module_& module) {
       .def_readonly("graph_bytes", &EngineStats::graph_bytes)
       .def_readonly("n_steps", &EngineStats::n_steps)
       .def_readonly("n_rows", &EngineStats::n_rows)
+      .def_readonly("n_mid_rows", &EngineStats::n_mid_rows)
       .def_readonly("n_head_fallbacks", &EngineStats::n_head_fallbacks);
 }
 

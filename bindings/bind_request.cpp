@@ -84,6 +84,7 @@ void bind_results(py::module_& module) {
       .def_property_readonly("hidden", [](const RequestResult& r) { return to_array(r.hidden); })
       .def_readonly("n_prompt", &RequestResult::n_prompt)
       .def_readonly("n_cached", &RequestResult::n_cached)
+      .def_readonly("n_cached_lower", &RequestResult::n_cached_lower)
       .def_readonly("n_drafted", &RequestResult::n_drafted)
       .def_readonly("n_accepted", &RequestResult::n_accepted)
       .def_readonly("timings", &RequestResult::timings);

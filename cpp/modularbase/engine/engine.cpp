@@ -25,6 +25,16 @@ std::int64_t resolve_n_ctx(std::int64_t requested, std::int64_t n_ctx_train) {
   return requested;
 }
 
+int resolve_first_site(int requested, std::int64_t n_layer) {
+  if (requested == -1) return static_cast<int>(n_layer / 2);
+  if (requested < 0 || requested >= n_layer) {
+    throw InvalidRequestError("first_site",
+                              "0.." + std::to_string(n_layer - 1) + ", or -1 for the middle layer",
+                              std::to_string(requested));
+  }
+  return requested;
+}
+
 std::int64_t resolve_n_blocks(std::int64_t budget_bytes, std::size_t block_bytes,
                               std::int64_t n_ctx) {
   const std::int64_t n_per_sequence = (n_ctx + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
@@ -78,11 +88,15 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
   model_ = load_model(file_, backend_, parse_dtype(options.dtype));
   info_ = describe(file_, *model_, backend_);
   info_.n_ctx = resolve_n_ctx(options.n_ctx, info_.n_ctx_train);
+  const bool has_packs = options_.pack_budget_bytes > 0;
+  const int first_site = resolve_first_site(options.first_site, info_.n_layer);
+  info_.first_site = has_packs ? first_site : -1;
   const KvGeometry geometry{info_.n_layer, info_.n_head_kv, info_.head_dim, options_.kv_type};
-  info_.n_kv_blocks =
-      resolve_n_blocks(options.kv_budget_bytes, geometry.block_bytes(), info_.n_ctx);
-  info_.kv_bytes = static_cast<std::size_t>(info_.n_kv_blocks) * geometry.block_bytes();
-  cache_ = std::make_unique<KvCache>(geometry, info_.n_kv_blocks, backend_, options_.prefix_cache);
+  const KvGroups groups = has_packs ? split_groups(geometry, first_site, info_.n_embd)
+                                    : KvGroups{geometry, std::nullopt};
+  info_.n_kv_blocks = resolve_n_blocks(options.kv_budget_bytes, groups.block_bytes(), info_.n_ctx);
+  info_.kv_bytes = static_cast<std::size_t>(info_.n_kv_blocks) * groups.block_bytes();
+  cache_ = std::make_unique<KvCache>(groups, info_.n_kv_blocks, backend_, options_.prefix_cache);
   runner_ = std::make_unique<ModelRunner>(*model_, backend_, *cache_, options_);
   info_.screen_bytes = runner_->screen_bytes();
   scheduler_ =

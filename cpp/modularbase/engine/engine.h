@@ -70,6 +70,7 @@ class Engine {
   std::vector<Ending> endings_;
   std::int64_t n_steps_ = 0;
   std::int64_t n_rows_ = 0;
+  std::int64_t n_mid_rows_ = 0;
 
   mutable std::mutex mutex_;  // guards all below
   std::condition_variable wake_;

@@ -73,12 +73,18 @@ void Engine::settle() {
 void Engine::step() {
   ++n_steps_;
   n_rows_ += plan_.n_rows;
+  n_mid_rows_ += plan_.n_mid_rows;
   const std::vector<Sequence*>& planned = scheduler_->planned();
+  const std::vector<Sequence*>& planned_mid = scheduler_->planned_mid();
   try {
     runner_->run(plan_);
   } catch (...) {
     for (Sequence* sequence : planned) fail(*sequence);
+    for (Sequence* sequence : planned_mid) fail(*sequence);
     return;
+  }
+  for (std::size_t i = 0; i < planned_mid.size(); ++i) {
+    planned_mid[i]->kv.n_tokens += std::ssize(plan_.mid_spans[i].tokens);
   }
   std::size_t first_output = 0;
   for (std::size_t i = 0; i < planned.size(); ++i) {
@@ -113,7 +119,7 @@ void Engine::commit(Sequence& sequence, std::size_t first_output, std::int64_t n
   if (n_rows == sequence.n_pending()) {
     commit_generation(sequence, first_output);
   } else {
-    sequence.kv.n_tokens += n_rows;
+    sequence.kv.set_valid(sequence.kv.n_tokens + n_rows);
   }
 }
 
@@ -132,13 +138,13 @@ void Engine::commit_generation(Sequence& sequence, std::size_t first_output) {
   // The last token's KV is not there yet; of a stopped sequence, whose stop token was not appended,
   // all is.
   const bool stopped = reason == FinishReason::kStop;
-  sequence.kv.n_tokens = static_cast<std::int64_t>(sequence.tokens.size()) - (stopped ? 0 : 1);
+  sequence.kv.set_valid(std::ssize(sequence.tokens) - (stopped ? 0 : 1));
   if (sequence.drafter && n_draft > 0) {
     sequence.drafter->report(static_cast<int>(n_accepted), static_cast<int>(n_draft));
   }
   if (!sequence.prompt_published) {
     sequence.prompt_published = true;
-    cache_->publish_whole_blocks(sequence.kv, sequence.tokens);
+    cache_->publish_whole_blocks(sequence.kv, sequence.tokens, sequence.kv_context);
   }
   if (sequence.first_token_at == Clock::time_point{}) sequence.first_token_at = Clock::now();
   show_tokens(sequence, n_accepted);
@@ -179,7 +185,7 @@ std::optional<FinishReason> Engine::append_token(Sequence& sequence, const Logit
 }
 
 void Engine::commit_score(Sequence& sequence, std::int64_t n_rows) {
-  sequence.kv.n_tokens += n_rows;
+  sequence.kv.set_valid(sequence.kv.n_tokens + n_rows);
   const auto logprobs = runner_->target_logprobs();
   sequence.ticket->update([&](RequestResult& result) {
     result.logprobs.insert(result.logprobs.end(), logprobs.begin(), logprobs.end());
@@ -188,7 +194,7 @@ void Engine::commit_score(Sequence& sequence, std::int64_t n_rows) {
 }
 
 void Engine::commit_hidden(Sequence& sequence, std::int64_t n_rows) {
-  sequence.kv.n_tokens += n_rows;
+  sequence.kv.set_valid(sequence.kv.n_tokens + n_rows);
   const auto rows = runner_->hidden();
   sequence.hidden.insert(sequence.hidden.end(), rows.begin(), rows.end());
   if (sequence.n_pending() > 0) return;
@@ -232,6 +238,7 @@ void Engine::publish_stats() {
   stats_.n_head_fallbacks = runner_->n_head_fallbacks();
   stats_.n_steps = n_steps_;
   stats_.n_rows = n_rows_;
+  stats_.n_mid_rows = n_mid_rows_;
 }
 
 }  // namespace modularbase

@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "modularbase/core/errors.h"
-#include "modularbase/kernels/attention_scratch.h"
 
 namespace modularbase {
 namespace {
@@ -32,11 +30,15 @@ std::vector<float> rope_frequencies(const Model& model) {
   return frequencies;
 }
 
-// An input that the graph does not use (a hidden state before any attention) has no memory.
-template <class T>
-void set_input(Tensor tensor, const std::vector<T>& values) {
-  if (tensor && tensor->buffer)
-    ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
+// The rows of the mid store that hold the span's tokens.
+template <class Id>
+void append_mid_ids(const StepSpan& span, std::vector<Id>& ids) {
+  constexpr std::int64_t kBlock = kernels::kBlockTokens;
+  for (std::int64_t row = 0; row < std::ssize(span.tokens); ++row) {
+    const std::int64_t position = span.pos0 + row;
+    const std::int64_t block = span.sequence->lower[static_cast<std::size_t>(position / kBlock)];
+    ids.push_back(static_cast<Id>(block * kBlock + position % kBlock));
+  }
 }
 
 void get_output(Tensor tensor, std::vector<float>& values) {
@@ -46,15 +48,14 @@ void get_output(Tensor tensor, std::vector<float>& values) {
 
 }  // namespace
 
-ModelRunner::ModelRunner(const Model& model, Backend& backend, KvCache& cache,
+ModelRunner::ModelRunner(const Model& model, Backend& backend, const KvCache& cache,
                          const ResolvedOptions& options)
     : model_(model),
       backend_(backend),
-      cache_(cache),
       options_(options),
       rope_frequencies_(rope_frequencies(model)),
       workspace_(kernels::make_head_workspace()),
-      scratch_(std::make_unique<kernels::AttentionScratch>()),
+      lower_(cache.lower().memory()),
       queries_(kMaxShortlistRows) {
   const Tensor head = model.output.weight;
   if (options.head == HeadPath::kCertified && backend.is_cpu()) {
@@ -62,15 +63,17 @@ ModelRunner::ModelRunner(const Model& model, Backend& backend, KvCache& cache,
                     static_cast<const float*>(model.output_norm->data)};
     screen_ = kernels::HeadScreen::build(head_weight_, backend.n_threads());
   }
+  if (cache.upper()) upper_.emplace(cache.upper()->memory());
   const bool fused = backend.is_cpu();
   const bool fused_attention = fused && kernels::attention_supported(model.config.head_dim);
   parts_ = {.model = &model,
-            .memory = &cache.memory(),
             .attention_path = fused_attention ? options.attention : KernelPath::kReference,
             .linear_path = fused ? options.linear : KernelPath::kReference,
             .hook = nullptr,
-            .batch = &batch_,
-            .scratch = scratch_.get(),
+            .lower = &lower_,
+            .upper = upper_ ? &*upper_ : nullptr,
+            .mid_store = cache.lower().memory().mid(),
+            .split = static_cast<int>(cache.lower().memory().geometry().n_layer) - 1,
             .head = {&head_weight_, screen_.get(), queries_.data(), workspace_.get()}};
 }
 
@@ -84,10 +87,13 @@ std::size_t ModelRunner::graph_bytes() const {
 
 GraphKey ModelRunner::key_of(const StepPlan& plan) const {
   const auto n_out = static_cast<std::int64_t>(plan.out_rows.size());
-  GraphKey key{GraphEnd::kLogits, plan.n_rows, n_out, 0, 0};
+  GraphKey key{.end = GraphEnd::kLogits,
+               .n_rows = plan.n_rows,
+               .n_mid_rows = plan.n_mid_rows,
+               .n_out = n_out};
   if (parts_.attention_path == KernelPath::kReference) {
-    for (const StepSpan& span : plan.spans) {
-      key.n_kv += span.pos0 + static_cast<std::int64_t>(span.tokens.size());
+    for (const auto* spans : {&plan.spans, &plan.mid_spans}) {
+      for (const StepSpan& span : *spans) key.n_kv += span.pos0 + std::ssize(span.tokens);
     }
     key.n_kv = (key.n_kv + kReferenceKvPad - 1) / kReferenceKvPad * kReferenceKvPad;
   }
@@ -127,86 +133,61 @@ void ModelRunner::trim_graphs() {
 
 void ModelRunner::run(const StepPlan& plan) {
   StepGraph& step = graph_for(key_of(plan));
-  fill_batch(plan);
+  fill_rows(plan);
   fill_inputs(step, plan);
   step.graph.compute(backend_);
   read_outputs(step);
 }
 
-void ModelRunner::fill_batch(const StepPlan& plan) {
-  const std::size_t n_pairs = rope_frequencies_.size();
-  rope_cos_.resize(n_pairs * static_cast<std::size_t>(plan.n_rows));
-  rope_sin_.resize(rope_cos_.size());
-  spans_.clear();
+void ModelRunner::fill_rows(const StepPlan& plan) {
+  rope_.cos.clear();
+  rope_.sin.clear();
   token_ids_.clear();
-  std::size_t at = 0;
+  lower_.clear();
   for (const StepSpan& span : plan.spans) {
-    spans_.push_back({static_cast<std::int32_t>(token_ids_.size()),
-                      static_cast<std::int32_t>(span.tokens.size()),
-                      static_cast<std::int32_t>(span.pos0), span.sequence->blocks.data()});
+    lower_.add(span, span.sequence->lower);
     token_ids_.insert(token_ids_.end(), span.tokens.begin(), span.tokens.end());
-    for (std::size_t row = 0; row < span.tokens.size(); ++row) {
-      const auto position = static_cast<float>(span.pos0 + static_cast<std::int64_t>(row));
-      for (std::size_t i = 0; i < n_pairs; ++i, ++at) {
-        rope_cos_[at] = std::cos(position * rope_frequencies_[i]);
-        rope_sin_[at] = std::sin(position * rope_frequencies_[i]);
-      }
+    fill_rope(span);
+  }
+  for (const StepSpan& span : plan.mid_spans) fill_rope(span);
+  lower_.finish(rope_, model_.config.n_head);
+  if (!upper_) return;
+  upper_->clear();
+  for (const auto* spans : {&plan.spans, &plan.mid_spans}) {
+    for (const StepSpan& span : *spans) upper_->add(span, span.sequence->upper);
+  }
+  upper_->finish(rope_, model_.config.n_head);
+}
+
+void ModelRunner::fill_rope(const StepSpan& span) {
+  for (std::int64_t row = 0; row < std::ssize(span.tokens); ++row) {
+    const auto position = static_cast<float>(span.pos0 + row);
+    for (const float frequency : rope_frequencies_) {
+      rope_.cos.push_back(std::cos(position * frequency));
+      rope_.sin.push_back(std::sin(position * frequency));
     }
   }
-  batch_ = {spans_.data(), static_cast<int>(spans_.size()), plan.n_rows, rope_cos_.data(),
-            rope_sin_.data()};
-  scratch_->plan(batch_, model_.config.n_head, model_.config.n_head_kv, model_.config.head_dim);
 }
 
 void ModelRunner::fill_inputs(StepGraph& step, const StepPlan& plan) {
   set_input(step.token_ids, token_ids_);
   set_input(step.out_rows, plan.out_rows);
   set_input(step.targets, plan.targets);
-  if (step.reference.mask) fill_reference(step, plan);
+  lower_.fill(step.lower_reference);
+  if (upper_) upper_->fill(step.upper_reference);
+  if (step.mid) fill_mid(*step.mid, plan);
   if (step.key.end == GraphEnd::kShortlist) {
     std::copy_n(plan.queries.begin(), step.key.n_out, queries_.begin());
   }
 }
 
-void ModelRunner::fill_reference(StepGraph& step, const StepPlan& plan) {
-  const std::int64_t n_head_kv = model_.config.n_head_kv;
-  const std::int64_t block_rows = cache_.memory().geometry().block_rows();
-  const std::int64_t n_kv = step.key.n_kv;
-  constexpr std::int64_t kBlock = kernels::kBlockTokens;
-  const auto cache_row = [&](const StepSpan& span, std::int64_t position, std::int64_t head) {
-    const BlockId block = span.sequence->blocks[static_cast<std::size_t>(position / kBlock)];
-    return block * block_rows + head * kBlock + position % kBlock;
-  };
-  std::vector<std::int32_t> positions;
-  std::vector<std::int64_t> write_rows;
-  // Padding reads a row that is always written, so that masked garbage is never NaN.
-  std::vector<std::int32_t> read_rows(static_cast<std::size_t>(n_kv * n_head_kv),
-                                      static_cast<std::int32_t>(cache_row(plan.spans[0], 0, 0)));
-  std::vector<float> mask(static_cast<std::size_t>(n_kv * plan.n_rows),
-                          -std::numeric_limits<float>::infinity());
-  std::int64_t row = 0;
-  std::int64_t kv0 = 0;
-  for (const StepSpan& span : plan.spans) {
-    const std::int64_t end = span.pos0 + static_cast<std::int64_t>(span.tokens.size());
-    for (std::int64_t position = 0; position < end; ++position) {
-      for (std::int64_t head = 0; head < n_head_kv; ++head) {
-        read_rows[static_cast<std::size_t>(head * n_kv + kv0 + position)] =
-            static_cast<std::int32_t>(cache_row(span, position, head));
-      }
-    }
-    for (std::int64_t position = span.pos0; position < end; ++position, ++row) {
-      positions.push_back(static_cast<std::int32_t>(position));
-      for (std::int64_t head = 0; head < n_head_kv; ++head) {
-        write_rows.push_back(cache_row(span, position, head));
-      }
-      std::fill_n(mask.begin() + row * n_kv + kv0, position + 1, 0.0f);
-    }
-    kv0 += end;
-  }
-  set_input(step.reference.positions, positions);
-  set_input(step.reference.write_rows, write_rows);
-  set_input(step.reference.read_rows, read_rows);
-  set_input(step.reference.mask, mask);
+void ModelRunner::fill_mid(const MidRows& mid, const StepPlan& plan) {
+  std::vector<std::int64_t> write_ids;
+  std::vector<std::int32_t> read_ids;
+  for (const StepSpan& span : plan.spans) append_mid_ids(span, write_ids);
+  for (const StepSpan& span : plan.mid_spans) append_mid_ids(span, read_ids);
+  set_input(mid.write_ids, write_ids);
+  set_input(mid.read_ids, read_ids);
 }
 
 void ModelRunner::read_outputs(StepGraph& step) {
@@ -224,7 +205,7 @@ void ModelRunner::read_shortlists(StepGraph& step) {
   if (n_failed == 0) return;
   n_head_fallbacks_ += n_failed;
   get_output(step.normed, normed_);
-  StepGraph& head = graph_for({GraphEnd::kHeadOnly, 0, step.key.n_out, 0, 0});
+  StepGraph& head = graph_for({.end = GraphEnd::kHeadOnly, .n_out = step.key.n_out});
   set_input(head.head_input, normed_);
   head.graph.compute(backend_);
   get_output(head.logits, dense_);

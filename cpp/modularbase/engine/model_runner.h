@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -15,7 +16,8 @@ namespace modularbase {
 /// outputs. Engine thread only.
 class ModelRunner {
  public:
-  ModelRunner(const Model& model, Backend& backend, KvCache& cache, const ResolvedOptions& options);
+  ModelRunner(const Model& model, Backend& backend, const KvCache& cache,
+              const ResolvedOptions& options);
   ~ModelRunner();
 
   /// Runs one forward pass. The outputs stay readable until the next call.
@@ -37,30 +39,28 @@ class ModelRunner {
   GraphKey key_of(const StepPlan& plan) const;
   StepGraph& graph_for(const GraphKey& key);
   void trim_graphs();
-  void fill_batch(const StepPlan& plan);
+  void fill_rows(const StepPlan& plan);
+  void fill_rope(const StepSpan& span);
   void fill_inputs(StepGraph& step, const StepPlan& plan);
-  void fill_reference(StepGraph& step, const StepPlan& plan);
+  void fill_mid(const MidRows& mid, const StepPlan& plan);
   void read_outputs(StepGraph& step);
   void read_shortlists(StepGraph& step);
 
   const Model& model_;
   Backend& backend_;
-  KvCache& cache_;
   const ResolvedOptions options_;
   std::vector<float> rope_frequencies_;  // [rope_dim / 2]
 
   std::unique_ptr<kernels::HeadScreen> screen_;
   kernels::HeadWeight head_weight_{};
   kernels::HeadWorkspacePtr workspace_;
-  std::unique_ptr<kernels::AttentionScratch> scratch_;
-  kernels::AttentionBatch batch_{};
+  AttentionInputs lower_;
+  std::optional<AttentionInputs> upper_;  // none: lower is all layers
   GraphParts parts_{};
   std::vector<HeadQuery> queries_;  // fixed address: the head node reads it
   std::list<StepGraph> graphs_;     // most recently used first
 
-  std::vector<kernels::AttentionSpan> spans_;
-  std::vector<float> rope_cos_;
-  std::vector<float> rope_sin_;
+  RopeTable rope_;
   std::vector<TokenId> token_ids_;
   std::vector<float> dense_;     // [n_vocab, n_out]
   std::vector<float> logprobs_;  // [n_out]

@@ -50,6 +50,10 @@ ResolvedOptions resolve_options(const EngineOptions& o) {
   constexpr std::array<std::pair<const char*, bool>, 2> kSwitch{{{"on", true}, {"off", false}}};
   constexpr std::array<std::pair<const char*, ggml_type>, 2> kKvTypes{
       {{"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}}};
+  if (o.pack_budget_bytes < 0) {
+    throw InvalidRequestError("pack_budget_bytes", "at least 0",
+                              std::to_string(o.pack_budget_bytes));
+  }
   const int n_cores = n_usable_cores();
   return {.attention = choose("attention", o.attention, kPaths),
           .linear = choose("linear", o.linear, kPaths),
@@ -58,6 +62,7 @@ ResolvedOptions resolve_options(const EngineOptions& o) {
           .kv_type = choose("kv_type", o.kv_type, kKvTypes),
           // More compute threads than cores would wait for each other at every barrier.
           .n_threads = o.n_threads == 0 ? n_cores : in_range("n_threads", o.n_threads, 1, n_cores),
+          .pack_budget_bytes = o.pack_budget_bytes,
           .n_batch = in_range("n_batch", o.n_batch, 1, kMaxBatch),
           .n_sequences = in_range("n_sequences", o.n_sequences, 1, kMaxSequences)};
 }

@@ -21,12 +21,14 @@ struct EngineOptions {
   int n_threads = 0;            // 0: one per core this process may use
   std::int64_t n_ctx = 0;  // longest sequence; 0: what the model was trained for, at most 32768
   std::int64_t kv_budget_bytes = 0;  // memory for KV blocks; 0: room for two sequences of n_ctx
-  int n_batch = 512;                 // most rows of one step
-  int n_sequences = 64;              // most requests running at once
-  std::string attention = "fused";   // fused, reference
-  std::string linear = "fused";      // fused, reference
-  std::string head = "certified";    // certified, full
-  std::string prefix_cache = "on";   // on, off
+  std::int64_t pack_budget_bytes = std::int64_t{256} << 20;  // memory for packs; 0: no packs
+  int first_site = -1;   // lowest layer of packs whose KV below is shared; -1: the middle layer
+  int n_batch = 512;     // most rows of one step
+  int n_sequences = 64;  // most requests running at once
+  std::string attention = "fused";  // fused, reference
+  std::string linear = "fused";     // fused, reference
+  std::string head = "certified";   // certified, full
+  std::string prefix_cache = "on";  // on, off
 };
 
 /// The options as checked values. \throws InvalidRequestError naming the field.
@@ -37,6 +39,7 @@ struct ResolvedOptions {
   bool prefix_cache;
   ggml_type kv_type;
   int n_threads;
+  std::int64_t pack_budget_bytes;
   int n_batch;
   int n_sequences;
 };

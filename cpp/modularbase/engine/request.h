@@ -61,9 +61,10 @@ struct RequestResult {
   std::vector<float> logprobs;                // kScore: of prompt[1..]
   std::vector<float> hidden;  // kHidden: [n_embd, n_prompt], or [n_embd] when pooled
   std::int64_t n_prompt = 0;
-  std::int64_t n_cached = 0;    // prompt tokens that were not computed again
-  std::int64_t n_drafted = 0;   // speculation: tokens proposed
-  std::int64_t n_accepted = 0;  // and kept
+  std::int64_t n_cached = 0;        // prompt tokens that were not computed again
+  std::int64_t n_cached_lower = 0;  // prompt tokens that the layers up to the first site knew
+  std::int64_t n_drafted = 0;       // speculation: tokens proposed
+  std::int64_t n_accepted = 0;      // and kept
   RequestTimings timings;
 };
 

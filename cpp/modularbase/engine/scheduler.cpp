@@ -15,16 +15,25 @@ std::int64_t n_rows_wanted(const Sequence& sequence) {
   return sequence.n_pending() - (sequence.spec.kind == RequestKind::kScore ? 1 : 0);
 }
 
+StepSpan next_rows(const Sequence& sequence, std::int64_t n_rows) {
+  const auto rows = std::span<const TokenId>(sequence.tokens)
+                        .subspan(static_cast<std::size_t>(sequence.kv.n_tokens),
+                                 static_cast<std::size_t>(n_rows));
+  return {&sequence.kv, sequence.kv.n_tokens, rows};
+}
+
 }  // namespace
 
 bool Scheduler::schedule(StepPlan& plan) {
   admit();
   plan.clear();
   planned_.clear();
+  planned_mid_.clear();
   last_was_prompt_only_ = !last_was_prompt_only_ && plan_prompt_only(plan);
   if (!last_was_prompt_only_) plan_generation(plan);
-  if (planned_.empty()) last_was_prompt_only_ = plan_prompt_only(plan);
-  return !planned_.empty();
+  const auto is_empty = [&] { return planned_.empty() && planned_mid_.empty(); };
+  if (is_empty()) last_was_prompt_only_ = plan_prompt_only(plan);
+  return !is_empty();
 }
 
 void Scheduler::admit() {
@@ -32,9 +41,8 @@ void Scheduler::admit() {
          running_.size() < static_cast<std::size_t>(limits_.n_sequences)) {
     Sequence& sequence = *waiting_.front();
     // Scores and hidden states need every row computed, so they take nothing from the prefix cache.
-    std::int64_t n_cached = 0;
     if (sequence.spec.kind == RequestKind::kGenerate) {
-      n_cached = cache_.attach_prefix(sequence.kv, sequence.tokens);
+      cache_.attach_prefix(sequence.kv, sequence.tokens, sequence.kv_context);
     }
     if (!cache_.reserve(sequence.kv, static_cast<std::int64_t>(sequence.tokens.size()) + 1)) {
       cache_.release(sequence.kv);
@@ -44,7 +52,10 @@ void Scheduler::admit() {
     if (!sequence.started) {
       sequence.started = true;
       sequence.started_at = Clock::now();
-      sequence.ticket->update([&](RequestResult& result) { result.n_cached = n_cached; });
+      sequence.ticket->update([&](RequestResult& result) {
+        result.n_cached = sequence.kv.n_tokens;
+        result.n_cached_lower = sequence.kv.n_lower;
+      });
     }
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
@@ -87,11 +98,16 @@ void Scheduler::plan_generation(StepPlan& plan) {
       if (sequence.drafter) add_draft(*sequence.drafter, sequence);
       n_rows += std::ssize(sequence.draft);
     } else {
-      n_rows = std::min(n_rows, n_prompt_rows);
+      const std::int64_t n_mid = sequence.n_mid_pending();
+      n_rows = std::min(n_mid > 0 ? n_mid : n_rows, n_prompt_rows);
       n_prompt_rows -= n_rows;
     }
     if (n_rows == 0) continue;
     if (!reserve(sequence, sequence.kv.n_tokens + n_rows)) return;
+    if (sequence.n_mid_pending() > 0) {
+      add_mid_span(plan, sequence, n_rows);
+      continue;
+    }
     add_span(plan, sequence, n_rows);
     if (n_rows == sequence.n_pending()) add_outputs(plan, sequence);
   }
@@ -115,12 +131,15 @@ void Scheduler::add_span(StepPlan& plan, Sequence& sequence, std::int64_t n_rows
   // Drafted rows lie behind the tokens only while the step runs; commit takes back what was not
   // accepted.
   sequence.tokens.insert(sequence.tokens.end(), sequence.draft.begin(), sequence.draft.end());
-  const auto rows = std::span<const TokenId>(sequence.tokens)
-                        .subspan(static_cast<std::size_t>(sequence.kv.n_tokens),
-                                 static_cast<std::size_t>(n_rows));
-  plan.spans.push_back({&sequence.kv, sequence.kv.n_tokens, rows});
+  plan.spans.push_back(next_rows(sequence, n_rows));
   plan.n_rows += n_rows;
   planned_.push_back(&sequence);
+}
+
+void Scheduler::add_mid_span(StepPlan& plan, Sequence& sequence, std::int64_t n_rows) {
+  plan.mid_spans.push_back(next_rows(sequence, n_rows));
+  plan.n_mid_rows += n_rows;
+  planned_mid_.push_back(&sequence);
 }
 
 void Scheduler::add_outputs(StepPlan& plan, Sequence& sequence) {
@@ -160,7 +179,9 @@ bool Scheduler::plan_prompt_only(StepPlan& plan) {
 
 std::unique_ptr<Sequence> Scheduler::remove(Sequence& sequence) {
   // A graph that ended at a layer left the layers above it without keys and values.
-  if (sequence.spec.kind != RequestKind::kHidden) cache_.publish(sequence.kv, sequence.tokens);
+  if (sequence.spec.kind != RequestKind::kHidden) {
+    cache_.publish(sequence.kv, sequence.tokens, sequence.kv_context);
+  }
   return discard(sequence);
 }
 

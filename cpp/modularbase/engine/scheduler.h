@@ -17,7 +17,8 @@ struct SchedulerLimits {
 };
 
 /// Decides which rows the next step computes. Waiting requests are admitted in order of arrival;
-/// each running sequence gets its next token's row first, prompts share what is left in chunks.
+/// each running sequence gets its next token's row first, prompts share what is left in chunks. A
+/// prompt whose beginning only the lower layers know first runs that through the upper ones.
 /// When blocks run out, the sequence that came last gives its blocks back and waits; it goes on
 /// later from its tokens. Engine thread only.
 class Scheduler {
@@ -33,6 +34,8 @@ class Scheduler {
   bool schedule(StepPlan& plan);
   /// The sequences of the last plan, one per span.
   const std::vector<Sequence*>& planned() const { return planned_; }
+  /// The same for its mid_spans.
+  const std::vector<Sequence*>& planned_mid() const { return planned_mid_; }
 
   /// Takes a running sequence out, its blocks published as prefix and released.
   std::unique_ptr<Sequence> remove(Sequence& sequence);
@@ -49,6 +52,7 @@ class Scheduler {
   void preempt(Sequence& sequence);
   void add_draft(NgramDraft& drafter, Sequence& sequence);
   void add_span(StepPlan& plan, Sequence& sequence, std::int64_t n_rows);
+  void add_mid_span(StepPlan& plan, Sequence& sequence, std::int64_t n_rows);
   void add_outputs(StepPlan& plan, Sequence& sequence);
 
   KvCache& cache_;
@@ -56,6 +60,7 @@ class Scheduler {
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
   std::vector<Sequence*> planned_;
+  std::vector<Sequence*> planned_mid_;
   bool last_was_prompt_only_ = false;
   bool may_admit_ =
       true;  // false: the first waiting one did not fit, and no blocks came free since

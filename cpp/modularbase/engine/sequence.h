@@ -22,6 +22,7 @@ struct Sequence {
       tokens;  // prompt and what was generated; kv.n_tokens of them are in the cache
   std::vector<TokenId> draft;  // rows of this step behind the last token, not yet accepted
   KvSequence kv;
+  KvContext kv_context;
   bool started = false;
   bool prompt_published = false;
   std::int64_t n_generated = 0;
@@ -30,8 +31,10 @@ struct Sequence {
   Clock::time_point started_at;
   Clock::time_point first_token_at;
 
-  /// Tokens whose KV is not in the cache yet.
+  /// Tokens whose KV is not in the cache yet, or not in all layers.
   std::int64_t n_pending() const { return static_cast<std::int64_t>(tokens.size()) - kv.n_tokens; }
+  /// Of these, the ones that the lower layers know.
+  std::int64_t n_mid_pending() const { return kv.n_lower - kv.n_tokens; }
   bool is_decoding() const { return spec.kind == RequestKind::kGenerate && n_pending() == 1; }
 };
 

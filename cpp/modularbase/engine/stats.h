@@ -28,6 +28,7 @@ struct EngineInfo {
   std::size_t screen_bytes = 0;  // the certified head's low-bit copy
   std::size_t kv_bytes = 0;      // all blocks
   std::int64_t n_kv_blocks = 0;
+  int first_site = -1;  // layers up to it share their KV between packs; -1: the engine has no packs
   double load_us = 0.0;
 };
 
@@ -35,11 +36,12 @@ struct EngineInfo {
 struct EngineStats {
   std::size_t n_waiting = 0;
   std::size_t n_running = 0;
-  std::int64_t n_free_blocks = 0;
-  std::int64_t n_cached_blocks = 0;
+  std::int64_t n_free_blocks = 0;    // in the group of layers that has fewer
+  std::int64_t n_cached_blocks = 0;  // in the group that has more
   std::size_t graph_bytes = 0;
   std::int64_t n_steps = 0;
-  std::int64_t n_rows = 0;            // computed in all steps
+  std::int64_t n_rows = 0;            // token rows, computed in all steps
+  std::int64_t n_mid_rows = 0;        // rows of all steps that only the upper layers computed
   std::int64_t n_head_fallbacks = 0;  // rows whose shortlist was not certified
 };
 

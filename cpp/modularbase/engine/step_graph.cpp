@@ -19,27 +19,41 @@ StepGraph::StepGraph(const GraphKey& graph_key, const GraphParts& parts, const B
   graph.allocate(backend);
 }
 
+void StepGraph::add_attention(GraphBuilder& g, const GraphParts& parts) {
+  const Model& model = *parts.model;
+  if (parts.attention_path == KernelPath::kFused) {
+    std::vector<FusedInputs> groups{parts.lower->fused()};
+    if (parts.upper) groups.push_back(parts.upper->fused());
+    attention_ = std::make_unique<FusedAttention>(model.config, std::move(groups));
+    return;
+  }
+  lower_reference = parts.lower->reference(g, key.n_rows, key.n_kv);
+  std::vector<ReferenceInputs> groups{lower_reference};
+  if (parts.upper) {
+    upper_reference = parts.upper->reference(g, key.n_rows + key.n_mid_rows, key.n_kv);
+    groups.push_back(upper_reference);
+  }
+  attention_ =
+      std::make_unique<ReferenceAttention>(model.config, model.rope_factors, std::move(groups));
+}
+
+void StepGraph::add_mid(GraphBuilder& g, const GraphParts& parts) {
+  mid = MidRows{parts.split, parts.mid_store, nullptr, nullptr};
+  if (key.n_rows > 0) mid->write_ids = g.input("mid_write_ids", GGML_TYPE_I64, key.n_rows);
+  if (key.n_mid_rows > 0) mid->read_ids = g.input("mid_read_ids", GGML_TYPE_I32, key.n_mid_rows);
+}
+
 ForwardArgs StepGraph::add_inputs(GraphBuilder& g, const GraphParts& parts) {
-  const ModelConfig& config = parts.model->config;
-  token_ids = g.input("token_ids", GGML_TYPE_I32, key.n_rows);
-  if (key.n_out != key.n_rows && key.n_out > 0) {
+  if (key.n_rows > 0) token_ids = g.input("token_ids", GGML_TYPE_I32, key.n_rows);
+  if (key.n_out != key.n_rows + key.n_mid_rows && key.n_out > 0) {
     out_rows = g.input("out_rows", GGML_TYPE_I32, key.n_out);
   }
-  if (parts.attention_path == KernelPath::kFused) {
-    attention_ =
-        std::make_unique<FusedAttention>(config, *parts.memory, *parts.batch, *parts.scratch);
-  } else {
-    const std::int64_t n_head_kv = config.n_head_kv;
-    reference.positions = g.input("positions", GGML_TYPE_I32, key.n_rows);
-    reference.write_rows = g.input("write_rows", GGML_TYPE_I64, n_head_kv * key.n_rows);
-    reference.read_rows = g.input("read_rows", GGML_TYPE_I32, key.n_kv * n_head_kv);
-    reference.mask = g.input("mask", GGML_TYPE_F32, key.n_kv, key.n_rows);
-    attention_ = std::make_unique<ReferenceAttention>(config, *parts.memory,
-                                                      parts.model->rope_factors, reference);
-  }
+  add_attention(g, parts);
+  if (parts.mid_store) add_mid(g, parts);
   return {.linear_path = parts.linear_path,
           .attention = attention_.get(),
           .hook = parts.hook,
+          .mid = mid ? &*mid : nullptr,
           .token_ids = token_ids,
           .out_rows = out_rows};
 }

@@ -2,7 +2,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
+#include "modularbase/engine/attention_inputs.h"
 #include "modularbase/engine/options.h"
 #include "modularbase/engine/step_plan.h"
 #include "modularbase/graph/layer_hook.h"
@@ -16,23 +18,25 @@ enum class GraphEnd { kCacheOnly, kShortlist, kLogits, kTargetLogprobs, kHidden,
 /// Steps with equal keys share one built and allocated graph.
 struct GraphKey {
   GraphEnd end;
-  std::int64_t n_rows;
-  std::int64_t n_out;
-  int hidden_layer;   // kHidden only, else 0
-  std::int64_t n_kv;  // reference attention only (padded), else 0
+  std::int64_t n_rows = 0;
+  std::int64_t n_mid_rows = 0;
+  std::int64_t n_out = 0;
+  int hidden_layer = 0;   // kHidden only, else 0
+  std::int64_t n_kv = 0;  // reference attention only (padded), else 0
   bool operator==(const GraphKey&) const = default;
 };
 
 /// What all graphs of an engine are built from.
 struct GraphParts {
   const Model* model;
-  const KvMemory* memory;
   KernelPath attention_path;
   KernelPath linear_path;
-  LayerHook* hook;                       // null: the plain base
-  const kernels::AttentionBatch* batch;  // refilled before each step
-  kernels::AttentionScratch* scratch;
-  kernels::HeadOp head;  // refilled before each step
+  LayerHook* hook;         // null: the plain base
+  AttentionInputs* lower;  // refilled before each step, as all below
+  AttentionInputs* upper;  // null: lower is all layers
+  Tensor mid_store;        // F32 [n_embd, n] of the lower group; null: not split
+  int split;               // the last layer of the lower group
+  kernels::HeadOp head;
 };
 
 /// A built graph with its inputs and outputs; the ones its key does not have are null.
@@ -43,9 +47,11 @@ struct StepGraph {
   Graph graph;
   Tensor token_ids = nullptr;   // I32 [n_rows]
   Tensor out_rows = nullptr;    // I32 [n_out]; null when every row is wanted
+  std::optional<MidRows> mid;   // empty when the layers are not split
   Tensor targets = nullptr;     // I32 [n_out]
   Tensor head_input = nullptr;  // F32 [n_embd, n_out], kHeadOnly
-  ReferenceInputs reference;
+  ReferenceInputs lower_reference;
+  ReferenceInputs upper_reference;
   Tensor normed = nullptr;    // [n_embd, n_out]
   Tensor logits = nullptr;    // [n_vocab, n_out]
   Tensor logprobs = nullptr;  // [n_out]
@@ -54,6 +60,8 @@ struct StepGraph {
  private:
   void build(const GraphParts& parts);
   ForwardArgs add_inputs(GraphBuilder& g, const GraphParts& parts);
+  void add_attention(GraphBuilder& g, const GraphParts& parts);
+  void add_mid(GraphBuilder& g, const GraphParts& parts);
   void build_end(GraphBuilder& g, const GraphParts& parts, const ForwardArgs& args);
   std::unique_ptr<AttentionPath> attention_;
 };

@@ -16,7 +16,7 @@ enum class StepOutput {
   kHidden,          // the residual stream at a layer (n_layer + 1: after the output norm), all rows
 };
 
-/// Consecutive tokens of one sequence.
+/// Consecutive positions of one sequence and their tokens.
 struct StepSpan {
   const KvSequence* sequence;
   std::int64_t pos0;
@@ -27,16 +27,20 @@ struct StepSpan {
 struct StepPlan {
   StepOutput output = StepOutput::kLogits;
   int hidden_layer = 0;
-  std::vector<StepSpan> spans;
-  std::int64_t n_rows = 0;
-  std::vector<std::int32_t> out_rows;  // ascending rows whose output is wanted
+  std::vector<StepSpan> spans;      // token rows, through all layers
+  std::vector<StepSpan> mid_spans;  // positions that the lower group knows: the layers above only
+  std::int64_t n_rows = 0;          // of spans
+  std::int64_t n_mid_rows = 0;      // of mid_spans; behind the token rows in the batch
+  std::vector<std::int32_t> out_rows;  // ascending token rows whose output is wanted
   std::vector<HeadQuery> queries;      // kLogits: one per out row; may be longer (reused storage)
   std::vector<TokenId> targets;        // kTargetLogprobs: one per out row
 
   void clear() {
     output = StepOutput::kLogits;
     spans.clear();
+    mid_spans.clear();
     n_rows = 0;
+    n_mid_rows = 0;
     out_rows.clear();
     targets.clear();
   }

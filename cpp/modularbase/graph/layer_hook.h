@@ -10,7 +10,8 @@ class LayerHook {
  public:
   virtual ~LayerHook() = default;
   /// x [n_embd, n_rows] is the FFN's input (after ffn_norm), h [n_embd, n_rows] the residual stream
-  /// with the FFN's output added. Returns h with whatever the hook adds at this layer, or h itself.
+  /// with the FFN's output added; rows that restart at a split come behind the others, and only in
+  /// layers from there on. Returns h with whatever the hook adds at this layer, or h itself.
   virtual Tensor after_ffn(GraphBuilder& g, Tensor x, Tensor h, int layer) = 0;
 };
 

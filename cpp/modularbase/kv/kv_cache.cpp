@@ -1,75 +1,102 @@
 #include "modularbase/kv/kv_cache.h"
 
+#include <algorithm>
+
 namespace modularbase {
+namespace {
 
-using kernels::kBlockTokens;
+/// The first n tokens under a context that begins at position `from`.
+std::vector<PrefixKey> keys_of(std::span<const TokenId> tokens, std::int64_t n,
+                               std::uint32_t context, std::int64_t from) {
+  std::vector<PrefixKey> keys(static_cast<std::size_t>(n));
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    keys[i] = prefix_key(static_cast<std::int64_t>(i) < from ? 0 : context, tokens[i]);
+  }
+  return keys;
+}
 
-KvCache::KvCache(const KvGeometry& geometry, std::int64_t n_blocks, const Backend& backend,
+}  // namespace
+
+std::size_t KvGroups::block_bytes() const {
+  return lower.block_bytes() + (upper ? upper->block_bytes() : 0);
+}
+
+KvGroups split_groups(const KvGeometry& all, std::int64_t split, std::int64_t n_embd) {
+  const std::int64_t n_lower = split + 1;
+  if (n_lower == all.n_layer) return {all, std::nullopt};
+  KvGroups groups{all, all};
+  groups.lower.n_layer = n_lower;
+  groups.lower.mid_width = n_embd;
+  groups.upper->first_layer = n_lower;
+  groups.upper->n_layer = all.n_layer - n_lower;
+  return groups;
+}
+
+KvCache::KvCache(const KvGroups& groups, std::int64_t n_blocks, const Backend& backend,
                  bool prefix_cache)
-    : pool_(n_blocks),
-      index_(pool_, kBlockTokens),
-      memory_(geometry, n_blocks, backend),
-      prefix_cache_(prefix_cache) {}
+    : lower_(groups.lower, n_blocks, backend), prefix_cache_(prefix_cache) {
+  if (groups.upper) upper_.emplace(*groups.upper, n_blocks, backend);
+}
+
+std::int64_t KvCache::n_free_blocks() const {
+  const std::int64_t n = lower_.n_free_blocks();
+  return upper_ ? std::min(n, upper_->n_free_blocks()) : n;
+}
+
+std::int64_t KvCache::n_cached_blocks() const {
+  const std::int64_t n = lower_.n_cached_blocks();
+  return upper_ ? std::max(n, upper_->n_cached_blocks()) : n;
+}
 
 std::size_t KvCache::used_bytes() const {
-  return static_cast<std::size_t>(pool_.n_blocks() - pool_.n_free()) *
-         memory_.geometry().block_bytes();
+  return lower_.used_bytes() + (upper_ ? upper_->used_bytes() : 0);
 }
 
-std::optional<BlockId> KvCache::allocate() {
-  auto block = pool_.allocate();
-  if (!block && index_.evict_one()) block = pool_.allocate();
-  return block;
-}
-
-std::int64_t KvCache::attach_prefix(KvSequence& sequence, std::span<const TokenId> tokens) {
-  if (!prefix_cache_ || tokens.size() < 2) return 0;
-  PrefixMatch match = index_.match(tokens.first(tokens.size() - 1));
-  sequence.blocks = std::move(match.shared);
-  sequence.n_tokens = static_cast<std::int64_t>(sequence.blocks.size()) * kBlockTokens;
-  if (match.n_partial > 0) {
-    pool_.retain(match.partial);  // so that making room for the copy cannot forget the source
-    if (const auto copy = allocate()) {
-      memory_.copy_tokens(match.partial, *copy, match.n_partial);
-      sequence.blocks.push_back(*copy);
-      sequence.n_tokens += match.n_partial;
-    }
-    pool_.release(match.partial);
-  }
-  return sequence.n_tokens;
+void KvCache::attach_prefix(KvSequence& sequence, std::span<const TokenId> tokens,
+                            const KvContext& context) {
+  if (!prefix_cache_ || tokens.size() < 2) return;
+  const auto n_most = static_cast<std::int64_t>(tokens.size()) - 1;
+  sequence.set_valid(
+      lower_.attach(sequence.lower, keys_of(tokens, n_most, context.lower, context.from)));
+  if (!upper_) return;
+  // No further than the lower group: the sequence writes both from there on.
+  sequence.n_tokens = upper_->attach(
+      sequence.upper, keys_of(tokens, sequence.n_lower, context.upper, context.from));
 }
 
 bool KvCache::reserve(KvSequence& sequence, std::int64_t n_tokens) {
-  const auto n_needed = static_cast<std::size_t>((n_tokens + kBlockTokens - 1) / kBlockTokens);
-  const std::size_t n_before = sequence.blocks.size();
-  while (sequence.blocks.size() < n_needed) {
-    const auto block = allocate();
-    if (!block) {
-      while (sequence.blocks.size() > n_before) {
-        pool_.release(sequence.blocks.back());
-        sequence.blocks.pop_back();
-      }
-      return false;
-    }
-    sequence.blocks.push_back(*block);
-  }
-  return true;
+  const std::size_t n_before = sequence.lower.size();
+  if (!lower_.reserve(sequence.lower, n_tokens)) return false;
+  if (!upper_ || upper_->reserve(sequence.upper, n_tokens)) return true;
+  lower_.trim(sequence.lower, n_before);
+  return false;
 }
 
-void KvCache::publish(const KvSequence& sequence, std::span<const TokenId> tokens) {
+void KvCache::publish(const KvSequence& sequence, std::span<const TokenId> tokens,
+                      const KvContext& context) {
   if (!prefix_cache_) return;
-  index_.insert(tokens.first(static_cast<std::size_t>(sequence.n_tokens)), sequence.blocks);
+  lower_.publish(keys_of(tokens, sequence.n_lower, context.lower, context.from), sequence.lower);
+  if (!upper_) return;
+  upper_->publish(keys_of(tokens, sequence.n_tokens, context.upper, context.from), sequence.upper);
 }
 
-void KvCache::publish_whole_blocks(const KvSequence& sequence, std::span<const TokenId> tokens) {
-  if (!prefix_cache_) return;
-  const auto n = static_cast<std::size_t>(sequence.n_tokens / kBlockTokens * kBlockTokens);
-  index_.insert(tokens.first(n), sequence.blocks);
+void KvCache::publish_whole_blocks(const KvSequence& sequence, std::span<const TokenId> tokens,
+                                   const KvContext& context) {
+  KvSequence whole = sequence;
+  whole.n_lower -= whole.n_lower % kernels::kBlockTokens;
+  whole.n_tokens -= whole.n_tokens % kernels::kBlockTokens;
+  publish(whole, tokens, context);
 }
 
 void KvCache::release(KvSequence& sequence) {
-  for (const BlockId block : sequence.blocks) pool_.release(block);
-  sequence = {};
+  lower_.trim(sequence.lower, 0);
+  if (upper_) upper_->trim(sequence.upper, 0);
+  sequence.set_valid(0);
+}
+
+void KvCache::forget_prefixes() {
+  lower_.forget_prefixes();
+  if (upper_) upper_->forget_prefixes();
 }
 
 }  // namespace modularbase

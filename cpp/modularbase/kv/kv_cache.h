@@ -1,54 +1,81 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
-#include <vector>
 
-#include "modularbase/kv/block_pool.h"
-#include "modularbase/kv/kv_memory.h"
-#include "modularbase/kv/prefix_index.h"
+#include "modularbase/kv/kv_group.h"
 
 namespace modularbase {
 
-/// One sequence's place in the cache.
-struct KvSequence {
-  std::vector<BlockId> blocks;  // block of positions [64 i, 64 i + 64) at index i
-  std::int64_t n_tokens = 0;    // positions whose KV is valid
+/// The model's layers in one group, or in two around a split.
+struct KvGroups {
+  KvGeometry lower;
+  std::optional<KvGeometry> upper;  // none: lower is all layers
+
+  /// Of both groups.
+  std::size_t block_bytes() const;
 };
 
-/// Blocks, their memory, and what is remembered of finished prefixes. Keeps true: every block of a
-/// sequence is held by it; a block that more than one holds is never written again. Engine thread
-/// only.
+/// Layers 0..split below, with their mid rows [n_embd]; the others above. With none above there is
+/// nothing to restart: one group.
+KvGroups split_groups(const KvGeometry& all, std::int64_t split, std::int64_t n_embd);
+
+/// What a sequence's KV depends on beside its tokens, as numbers that mean equal or not: packs in
+/// force. 0 is the plain base.
+struct KvContext {
+  std::uint32_t lower = 0;  // of the lower group: not 0 only for packs that reach below the split
+  std::uint32_t upper = 0;
+  std::int64_t from = 0;  // positions before it have the plain base's KV
+};
+
+/// One sequence's place in the cache.
+struct KvSequence {
+  BlockTable lower;
+  BlockTable upper;           // empty when there is one group
+  std::int64_t n_lower = 0;   // positions whose KV is valid in the lower group
+  std::int64_t n_tokens = 0;  // in both; at most n_lower
+
+  /// Both groups hold the first n positions and no others.
+  void set_valid(std::int64_t n) { n_lower = n_tokens = n; }
+};
+
+/// The KV of all sequences, in one or two groups of layers. Keeps true: every block of a sequence
+/// is held by it; a block that more than one holds is never written again; a block is shared only
+/// by sequences with the same tokens under the same context of its group. Engine thread only.
 class KvCache {
  public:
-  KvCache(const KvGeometry& geometry, std::int64_t n_blocks, const Backend& backend,
-          bool prefix_cache);
+  KvCache(const KvGroups& groups, std::int64_t n_blocks, const Backend& backend, bool prefix_cache);
 
-  KvMemory& memory() { return memory_; }
-  std::int64_t n_blocks() const { return pool_.n_blocks(); }
-  std::int64_t n_free_blocks() const { return pool_.n_free(); }
-  std::int64_t n_cached_blocks() const { return index_.n_blocks(); }
+  const KvGroup& lower() const { return lower_; }
+  /// Null when there is one group.
+  const KvGroup* upper() const { return upper_ ? &*upper_ : nullptr; }
+  std::int64_t n_blocks() const { return lower_.n_blocks(); }  // of each group
+  /// Of the group that has fewer.
+  std::int64_t n_free_blocks() const;
+  /// Of the group that has more.
+  std::int64_t n_cached_blocks() const;
   std::size_t used_bytes() const;
 
-  /// Takes what is already known of a prompt into an empty sequence: whole blocks shared, a partly
-  /// matching one copied. At most tokens.size() - 1 tokens, so that there is a row to compute.
-  /// Returns how many.
-  std::int64_t attach_prefix(KvSequence& sequence, std::span<const TokenId> tokens);
+  /// Takes what is already known of a prompt into an empty sequence, in each group what it knows:
+  /// whole blocks shared, a partly matching one copied. At most tokens.size() - 1 tokens, so that
+  /// there is a row to compute.
+  void attach_prefix(KvSequence& sequence, std::span<const TokenId> tokens,
+                     const KvContext& context);
   /// Room for n_tokens positions, forgetting old prefixes when need be. False when memory is short
   /// (then the sequence keeps what it had).
   bool reserve(KvSequence& sequence, std::int64_t n_tokens);
   /// Remembers the sequence's valid positions (whole blocks only while it goes on writing).
-  void publish(const KvSequence& sequence, std::span<const TokenId> tokens);
-  void publish_whole_blocks(const KvSequence& sequence, std::span<const TokenId> tokens);
+  void publish(const KvSequence& sequence, std::span<const TokenId> tokens,
+               const KvContext& context);
+  void publish_whole_blocks(const KvSequence& sequence, std::span<const TokenId> tokens,
+                            const KvContext& context);
   void release(KvSequence& sequence);
-  void forget_prefixes() { index_.clear(); }
+  void forget_prefixes();
 
  private:
-  std::optional<BlockId> allocate();
-
-  BlockPool pool_;
-  PrefixIndex index_;
-  KvMemory memory_;
+  KvGroup lower_;
+  std::optional<KvGroup> upper_;
   bool prefix_cache_;
 };
 

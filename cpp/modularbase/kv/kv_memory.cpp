@@ -3,20 +3,26 @@
 namespace modularbase {
 
 std::size_t KvGeometry::block_bytes() const {
-  return static_cast<std::size_t>(block_rows()) * ggml_row_size(type, head_dim);
+  return static_cast<std::size_t>(block_rows()) * ggml_row_size(type, head_dim) +
+         static_cast<std::size_t>(kernels::kBlockTokens * mid_width) * sizeof(float);
 }
 
 KvMemory::KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Backend& backend)
     : geometry_(geometry),
-      ctx_(make_tensor_context(static_cast<std::size_t>(2 * geometry.n_layer + 1))) {
+      ctx_(make_tensor_context(static_cast<std::size_t>(2 * geometry.n_layer + 2))) {
   pool_ = ggml_new_tensor_2d(ctx_.get(), geometry.type, geometry.head_dim,
                              n_blocks * geometry.block_rows());
   ggml_set_name(pool_, "cache");
+  if (geometry.mid_width > 0) {
+    mid_ = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, geometry.mid_width,
+                              n_blocks * kernels::kBlockTokens);
+    ggml_set_name(mid_, "cache_mid");
+  }
   buffer_ = backend.allocate(ctx_.get(), "the KV cache");
   const auto add = [&](const char* name, std::int64_t layer, std::int64_t first_row) {
     Tensor rows = ggml_view_2d(ctx_.get(), pool_, geometry.head_dim, pool_->ne[1] - first_row,
                                pool_->nb[1], static_cast<std::size_t>(first_row) * pool_->nb[1]);
-    ggml_format_name(rows, "%s-%d", name, static_cast<int>(layer));
+    ggml_format_name(rows, "%s-%d", name, static_cast<int>(geometry.first_layer + layer));
     ggml_backend_view_init(rows);
     return rows;
   };
@@ -25,7 +31,6 @@ KvMemory::KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Back
     k_.push_back(add("cache_k", layer, 2 * layer * n_tile_rows));
     v_.push_back(add("cache_v", layer, (2 * layer + 1) * n_tile_rows));
   }
-  staging_.resize(static_cast<std::size_t>(kernels::kBlockTokens) * pool_->nb[1]);
 }
 
 kernels::KvLayer KvMemory::layer(int layer) const {
@@ -33,16 +38,20 @@ kernels::KvLayer KvMemory::layer(int layer) const {
           geometry_.n_head_kv, geometry_.head_dim, geometry_.block_rows() * geometry_.head_dim};
 }
 
+void KvMemory::copy_rows(Tensor rows, std::int64_t from, std::int64_t to, std::int64_t n) {
+  const auto at = [&](std::int64_t row) { return static_cast<std::size_t>(row) * rows->nb[1]; };
+  staging_.resize(at(n));
+  ggml_backend_tensor_get(rows, staging_.data(), at(from), staging_.size());
+  ggml_backend_tensor_set(rows, staging_.data(), at(to), staging_.size());
+}
+
 void KvMemory::copy_tokens(BlockId from, BlockId to, std::int64_t n_tokens) {
-  const std::size_t row_bytes = pool_->nb[1];
-  const std::size_t n_bytes = static_cast<std::size_t>(n_tokens) * row_bytes;
-  for (std::int64_t row = 0; row < geometry_.block_rows(); row += kernels::kBlockTokens) {
-    const auto at = [&](BlockId block) {
-      return static_cast<std::size_t>(block * geometry_.block_rows() + row) * row_bytes;
-    };
-    ggml_backend_tensor_get(pool_, staging_.data(), at(from), n_bytes);
-    ggml_backend_tensor_set(pool_, staging_.data(), at(to), n_bytes);
+  constexpr std::int64_t kBlock = kernels::kBlockTokens;
+  const std::int64_t n_rows = geometry_.block_rows();
+  for (std::int64_t row = 0; row < n_rows; row += kBlock) {
+    copy_rows(pool_, from * n_rows + row, to * n_rows + row, n_tokens);
   }
+  if (mid_) copy_rows(mid_, from * kBlock, to * kBlock, n_tokens);
 }
 
 }  // namespace modularbase

@@ -8,21 +8,25 @@
 
 namespace modularbase {
 
-/// What one token's keys and values look like.
+/// What a group of layers keeps of one token: keys and values and, when mid_width is not 0, a row
+/// of the residual stream.
 struct KvGeometry {
   std::int64_t n_layer = 0;
   std::int64_t n_head_kv = 0;
   std::int64_t head_dim = 0;
   ggml_type type = GGML_TYPE_F16;  // F16 or BF16
+  std::int64_t first_layer = 0;
+  std::int64_t mid_width = 0;
 
+  bool holds(int layer) const { return layer >= first_layer && layer < first_layer + n_layer; }
   /// Rows [head_dim] of one block: keys and values of every layer.
   std::int64_t block_rows() const { return 2 * n_layer * n_head_kv * kernels::kBlockTokens; }
   std::size_t block_bytes() const;
 };
 
-/// The memory of all KV blocks: rows [head_dim] ordered by (block, layer, K or V, head, token). A
-/// block is one run of bytes, so that large pages serve it and pages of unused blocks stay
-/// untouched.
+/// The memory of all KV blocks of a group: rows [head_dim] ordered by (block, layer, K or V, head,
+/// token). A block is one run of bytes, so that large pages serve it and pages of unused blocks
+/// stay untouched. Layers are numbered as in the model.
 class KvMemory {
  public:
   KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Backend& backend);
@@ -30,17 +34,25 @@ class KvMemory {
   const KvGeometry& geometry() const { return geometry_; }
   kernels::KvLayer layer(int layer) const;
   /// The pool from this layer's first row on: [head_dim, n]; blocks are block_rows() apart.
-  Tensor k(int layer) const { return k_[static_cast<std::size_t>(layer)]; }
-  Tensor v(int layer) const { return v_[static_cast<std::size_t>(layer)]; }
+  Tensor k(int layer) const { return k_.at(index(layer)); }
+  Tensor v(int layer) const { return v_.at(index(layer)); }
+  /// F32 [mid_width, 64 n_blocks]: the row of a block's token i is 64 block + i. Null without.
+  Tensor mid() const { return mid_; }
 
-  /// Copies the first n_tokens of a block in every layer.
+  /// Copies the first n_tokens of a block in every layer, mid rows included.
   void copy_tokens(BlockId from, BlockId to, std::int64_t n_tokens);
 
  private:
+  std::size_t index(int layer) const {
+    return static_cast<std::size_t>(layer - geometry_.first_layer);
+  }
+  void copy_rows(Tensor rows, std::int64_t from, std::int64_t to, std::int64_t n);
+
   KvGeometry geometry_;
   ContextPtr ctx_;
   BufferPtr buffer_;
   Tensor pool_;
+  Tensor mid_ = nullptr;
   std::vector<Tensor> k_;
   std::vector<Tensor> v_;
   std::vector<std::byte> staging_;

@@ -6,7 +6,7 @@ namespace modularbase {
 
 struct PrefixIndex::Node {
   Node* parent = nullptr;
-  std::vector<TokenId> tokens;  // at most block_tokens; fewer only in a leaf
+  std::vector<PrefixKey> keys;  // at most block_tokens; fewer only in a leaf
   BlockId block = -1;
   std::uint64_t last_use = 0;
   std::vector<std::unique_ptr<Node>> children;
@@ -14,7 +14,7 @@ struct PrefixIndex::Node {
 
 namespace {
 
-std::int64_t common_prefix(std::span<const TokenId> a, std::span<const TokenId> b) {
+std::int64_t common_prefix(std::span<const PrefixKey> a, std::span<const PrefixKey> b) {
   const auto [end, _] = std::mismatch(
       a.begin(), a.begin() + static_cast<std::ptrdiff_t>(std::min(a.size(), b.size())), b.begin());
   return end - a.begin();
@@ -27,15 +27,15 @@ PrefixIndex::PrefixIndex(BlockPool& pool, std::int64_t block_tokens)
 
 PrefixIndex::~PrefixIndex() = default;
 
-PrefixMatch PrefixIndex::match(std::span<const TokenId> tokens) {
+PrefixMatch PrefixIndex::match(std::span<const PrefixKey> keys) {
   PrefixMatch match;
   ++clock_;
   Node* node = root_.get();
-  while (!tokens.empty()) {
+  while (!keys.empty()) {
     Node* best = nullptr;
     std::int64_t n_best = 0;
     for (const auto& child : node->children) {
-      const std::int64_t n = common_prefix(child->tokens, tokens);
+      const std::int64_t n = common_prefix(child->keys, keys);
       if (n > n_best) {
         n_best = n;
         best = child.get();
@@ -50,25 +50,25 @@ PrefixMatch PrefixIndex::match(std::span<const TokenId> tokens) {
     }
     pool_.retain(best->block);
     match.shared.push_back(best->block);
-    tokens = tokens.subspan(static_cast<std::size_t>(block_tokens_));
+    keys = keys.subspan(static_cast<std::size_t>(block_tokens_));
     node = best;
   }
   return match;
 }
 
-void PrefixIndex::insert(std::span<const TokenId> tokens, std::span<const BlockId> blocks) {
+void PrefixIndex::insert(std::span<const PrefixKey> keys, std::span<const BlockId> blocks) {
   ++clock_;
   Node* node = root_.get();
-  for (std::size_t i = 0; !tokens.empty(); ++i) {
-    const auto n = std::min<std::size_t>(tokens.size(), static_cast<std::size_t>(block_tokens_));
-    const auto part = tokens.first(n);
-    tokens = tokens.subspan(n);
+  for (std::size_t i = 0; !keys.empty(); ++i) {
+    const auto n = std::min<std::size_t>(keys.size(), static_cast<std::size_t>(block_tokens_));
+    const auto part = keys.first(n);
+    keys = keys.subspan(n);
     Node* known = nullptr;    // holds all of part already
     Node* shorter = nullptr;  // a partly filled leaf that part continues
     for (const auto& child : node->children) {
-      const std::int64_t n_same = common_prefix(child->tokens, part);
+      const std::int64_t n_same = common_prefix(child->keys, part);
       if (n_same == static_cast<std::int64_t>(n)) known = child.get();
-      if (n_same == static_cast<std::int64_t>(child->tokens.size()) && child->tokens.size() < n) {
+      if (n_same == static_cast<std::int64_t>(child->keys.size()) && child->keys.size() < n) {
         shorter = child.get();
       }
     }
@@ -78,14 +78,14 @@ void PrefixIndex::insert(std::span<const TokenId> tokens, std::span<const BlockI
   }
 }
 
-PrefixIndex::Node& PrefixIndex::add_child(Node& parent, std::span<const TokenId> tokens,
+PrefixIndex::Node& PrefixIndex::add_child(Node& parent, std::span<const PrefixKey> keys,
                                           BlockId block) {
   if (parent.children.empty()) leaves_.erase({parent.last_use, &parent});
   pool_.retain(block);
   ++n_blocks_;
   Node& node = *parent.children.emplace_back(std::make_unique<Node>());
   node.parent = &parent;
-  node.tokens.assign(tokens.begin(), tokens.end());
+  node.keys.assign(keys.begin(), keys.end());
   node.block = block;
   node.last_use = clock_;
   leaves_.insert({node.last_use, &node});

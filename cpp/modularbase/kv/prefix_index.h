@@ -12,6 +12,14 @@
 
 namespace modularbase {
 
+/// A token under the context that its KV depends on beside the tokens before it: context << 32 |
+/// token. Context 0 is the plain base.
+using PrefixKey = std::uint64_t;
+
+inline PrefixKey prefix_key(std::uint32_t context, TokenId token) {
+  return PrefixKey{context} << 32 | static_cast<std::uint32_t>(token);
+}
+
 /// What of a prompt is already in the cache.
 struct PrefixMatch {
   std::vector<BlockId> shared;  // whole blocks, to be shared as they are; retained for the caller
@@ -19,18 +27,18 @@ struct PrefixMatch {
   std::int64_t n_partial = 0;
 };
 
-/// Remembers which blocks hold the KV of which token prefixes: a tree of blocks, each under the
-/// block before it. Holds one reference on every block it remembers; forgets least recently used
+/// Remembers which blocks hold the KV of which prefixes: a tree of blocks, each under the block
+/// before it. Holds one reference on every block it remembers; forgets least recently used
 /// leaves when asked. Engine thread only.
 class PrefixIndex {
  public:
   PrefixIndex(BlockPool& pool, std::int64_t block_tokens);
   ~PrefixIndex();
 
-  /// The longest known prefix of tokens.
-  PrefixMatch match(std::span<const TokenId> tokens);
-  /// Remembers tokens, whose KV lies in blocks (the last one may be partly filled).
-  void insert(std::span<const TokenId> tokens, std::span<const BlockId> blocks);
+  /// The longest known prefix of keys.
+  PrefixMatch match(std::span<const PrefixKey> keys);
+  /// Remembers keys, whose KV lies in blocks (the last one may be partly filled).
+  void insert(std::span<const PrefixKey> keys, std::span<const BlockId> blocks);
   /// Forgets the least recently used leaf that only the index holds. False when there is none.
   bool evict_one();
   void clear();
@@ -43,7 +51,7 @@ class PrefixIndex {
 
   void touch(Node& node);
   void forget(Node& leaf);
-  Node& add_child(Node& parent, std::span<const TokenId> tokens, BlockId block);
+  Node& add_child(Node& parent, std::span<const PrefixKey> keys, BlockId block);
 
   BlockPool& pool_;
   const std::int64_t block_tokens_;

@@ -17,13 +17,24 @@ struct Layer {
   FeedForward feed_forward;
 };
 
-/// What a graph is built with, beside the weights.
+/// Where rows of known lower KV restart. The residual stream behind the attention of one layer is
+/// kept for each token; layers from this layer's FFN on run for other packs without the layers
+/// below.
+struct MidRows {
+  int layer;
+  Tensor store;      // F32 [n_embd, n]: all rows that are kept
+  Tensor write_ids;  // I64 [n_rows]: where the token rows are kept
+  Tensor read_ids;   // I32 [n_mid_rows]: the rows that restart; null: none
+};
+
+/// What a graph is built with, beside the weights. Rows that restart come behind the token rows.
 struct ForwardArgs {
   KernelPath linear_path;
   AttentionPath* attention;
-  LayerHook* hook;   // null: the plain base
-  Tensor token_ids;  // I32 [n_rows]
-  Tensor out_rows;   // I32 [n_out]: the rows carried through the last layer's end; null: all
+  LayerHook* hook;     // null: the plain base
+  const MidRows* mid;  // null: nothing is kept and nothing restarts
+  Tensor token_ids;    // I32 [n_rows]; null: only rows that restart
+  Tensor out_rows;     // I32 [n_out]: the rows carried through the last layer's end; null: all
 };
 
 /// A decoder-only transformer: the weights of one family, composed from the shared blocks.
@@ -36,7 +47,8 @@ struct Model {
   Tensor rope_factors = nullptr;  // [rope_dim / 2], llama 3's frequency divisors; null otherwise
   WeightMemory memory;
 
-  /// The residual stream entering layer `layer` (n_layer: leaving the last): [n_embd, n_rows].
+  /// The residual stream entering layer `layer` (n_layer: leaving the last): [n_embd, n_rows], from
+  /// the split on with the rows that restart: [n_embd, n_rows + n_mid_rows].
   Tensor build_hidden(GraphBuilder& g, const ForwardArgs& args, int layer) const;
   /// After the output norm: [n_embd, n_out].
   Tensor build_normed(GraphBuilder& g, const ForwardArgs& args) const;
