@@ -23,6 +23,7 @@ void bind_options(py::module_& module) {
       .def_readwrite("n_sequences", &EngineOptions::n_sequences)
       .def_readwrite("attention", &EngineOptions::attention)
       .def_readwrite("linear", &EngineOptions::linear)
+      .def_readwrite("sites", &EngineOptions::sites)
       .def_readwrite("head", &EngineOptions::head)
       .def_readwrite("prefix_cache", &EngineOptions::prefix_cache);
 }
@@ -74,6 +75,7 @@ void bind_engine(py::module_& module) {
       .def(py::init<const std::string&, const EngineOptions&>(), py::arg("path"),
            py::arg("options"), release_gil)
       .def("submit", &Engine::submit, py::arg("spec"), release_gil)
+      .def("packs", &Engine::packs, py::return_value_policy::reference_internal)
       .def("forget_prefixes", &Engine::forget_prefixes, release_gil)
       .def("info", &Engine::info)
       .def("stats", &Engine::stats, release_gil)

@@ -22,6 +22,14 @@ void bind_enums(py::module_& module) {
       .value("none", Pooling::kNone)
       .value("mean", Pooling::kMean)
       .value("last", Pooling::kLast);
+  py::enum_<kernels::MergePolicy>(module, "MergePolicy")
+      .value("blend", kernels::MergePolicy::kBlend)
+      .value("best", kernels::MergePolicy::kBest)
+      .value("priority", kernels::MergePolicy::kPriority)
+      .value("ties", kernels::MergePolicy::kTies);
+  py::enum_<Activation>(module, "Activation")
+      .value("prompt", Activation::kPrompt)
+      .value("from_here", Activation::kFromHere);
   py::enum_<FinishReason>(module, "FinishReason")
       .value("stop", FinishReason::kStop)
       .value("length", FinishReason::kLength)
@@ -48,6 +56,18 @@ void bind_specs(py::module_& module) {
       .def(py::init<>())
       .def_readwrite("kind", &RequestSpec::kind)
       .def_readwrite("prompt", &RequestSpec::prompt)
+      .def_readwrite("policy", &RequestSpec::policy)
+      .def_readwrite("activation", &RequestSpec::activation)
+      .def(
+          "add_pack_choice",
+          [](RequestSpec& spec, const std::vector<std::pair<GenerationId, float>>& packs) {
+            PackChoice choice;
+            for (const auto& [generation, weight] : packs) {
+              choice.packs.push_back({generation, weight});
+            }
+            spec.pack_choices.push_back(std::move(choice));
+          },
+          py::arg("packs"))
       .def_readwrite("sampling", &RequestSpec::sampling)
       .def_readwrite("max_tokens", &RequestSpec::max_tokens)
       .def_readwrite("stop_ids", &RequestSpec::stop_ids)
@@ -87,6 +107,10 @@ void bind_results(py::module_& module) {
       .def_readonly("n_cached_lower", &RequestResult::n_cached_lower)
       .def_readonly("n_drafted", &RequestResult::n_drafted)
       .def_readonly("n_accepted", &RequestResult::n_accepted)
+      .def_readonly("pack_choice", &RequestResult::pack_choice)
+      .def_readonly("pack_errors", &RequestResult::pack_errors)
+      .def_property_readonly("pack_conflict",
+                             [](const RequestResult& r) { return to_array(r.pack_conflict); })
       .def_readonly("timings", &RequestResult::timings);
 }
 

@@ -8,6 +8,7 @@ namespace modularbase::bindings {
 void bind_errors(pybind11::module_& module);
 void bind_io(pybind11::module_& module);
 void bind_request(pybind11::module_& module);
+void bind_packs(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 
 }  // namespace modularbase::bindings

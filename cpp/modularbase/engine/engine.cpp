@@ -1,6 +1,8 @@
 #include "modularbase/engine/engine.h"
 
 #include <algorithm>
+#include <cmath>
+#include <set>
 
 #include "modularbase/core/errors.h"
 
@@ -99,8 +101,16 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
   cache_ = std::make_unique<KvCache>(groups, info_.n_kv_blocks, backend_, options_.prefix_cache);
   runner_ = std::make_unique<ModelRunner>(*model_, backend_, *cache_, options_);
   info_.screen_bytes = runner_->screen_bytes();
-  scheduler_ =
-      std::make_unique<Scheduler>(*cache_, SchedulerLimits{options_.n_batch, options_.n_sequences});
+  if (has_packs) {
+    packs_ = std::make_unique<PackResidency>(
+        options_.pack_budget_bytes, PackBase{info_.n_embd, info_.n_layer}, backend_, [this] {
+          const std::lock_guard lock(mutex_);
+          packs_changed_ = true;
+          wake_.notify_all();
+        });
+  }
+  scheduler_ = std::make_unique<Scheduler>(*cache_, PackAdmission(packs_.get(), first_site),
+                                           SchedulerLimits{options_.n_batch, options_.n_sequences});
   publish_stats();
   info_.load_us = micros(Clock::now() - started_at);
   thread_ = std::thread([this] { run(); });
@@ -132,7 +142,47 @@ EngineStats Engine::stats() const {
   return stats_;
 }
 
+PackResidency& Engine::packs() {
+  if (!packs_) throw InvalidRequestError("packs", "an engine with pack_budget_bytes > 0", "0");
+  return *packs_;
+}
+
+void Engine::check_packs(const RequestSpec& spec) const {
+  for (const PackChoice& choice : spec.pack_choices) {
+    if (!choice.packs.empty() && !packs_) {
+      throw InvalidRequestError("packs", "none: the engine has pack_budget_bytes 0", "some");
+    }
+    if (choice.packs.size() > kMaxPacksPerRow) {
+      throw InvalidRequestError("packs", "at most " + std::to_string(kMaxPacksPerRow),
+                                std::to_string(choice.packs.size()));
+    }
+    float total = 0.0f;
+    std::set<GenerationId> seen;
+    for (const PackUse& use : choice.packs) {
+      if (!std::isfinite(use.weight) || use.weight < 0.0f) {
+        throw InvalidRequestError("packs weight", "a number from 0 on", std::to_string(use.weight));
+      }
+      total += use.weight;
+      if (!seen.insert(use.generation).second) {
+        throw InvalidRequestError("packs", "each pack once", "one twice");
+      }
+    }
+    if (choice.packs.size() > 1 && total == 0.0f) {
+      throw InvalidRequestError("packs weight", "at least one above 0", "all 0");
+    }
+    const bool is_blend = spec.policy == kernels::MergePolicy::kBlend;
+    if (choice.packs.size() > 1 && !is_blend && options_.sites == KernelPath::kReference) {
+      throw InvalidRequestError("policy", "blend (others need the fused sites)", "another");
+    }
+  }
+  if (spec.activation == Activation::kFromHere && spec.kind != RequestKind::kGenerate) {
+    throw InvalidRequestError("activation", "prompt (there is nothing behind the prompt)",
+                              "from_here");
+  }
+}
+
 void Engine::check(const RequestSpec& spec) const {
+  check_packs(spec);
   const auto n_prompt = static_cast<std::int64_t>(spec.prompt.size());
   const std::int64_t n_least = spec.kind == RequestKind::kScore ? 2 : 1;
   if (n_prompt < n_least) {

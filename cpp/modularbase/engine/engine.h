@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "modularbase/engine/model_runner.h"
+#include "modularbase/engine/pack_admission.h"
 #include "modularbase/engine/scheduler.h"
 #include "modularbase/engine/stats.h"
 #include "modularbase/io/gguf_file.h"
@@ -30,11 +31,15 @@ class Engine {
   /// Forgets all remembered prefixes before the next step.
   void forget_prefixes();
 
+  /// \throws InvalidRequestError when the engine was loaded without a budget for packs.
+  PackResidency& packs();
+
   EngineInfo info() const { return info_; }
   EngineStats stats() const;
 
  private:
   void check(const RequestSpec& spec) const;
+  void check_packs(const RequestSpec& spec) const;
   void run();
   bool take_inbox();
   void drop_ended();
@@ -48,6 +53,7 @@ class Engine {
   void finish(Sequence& sequence, FinishReason reason);
   void fail(Sequence& sequence);
   void settle();
+  void add_conflicts();
   void publish_stats();
 
   /// How a request ended: with a reason, or with an error.
@@ -58,11 +64,14 @@ class Engine {
   };
 
   const ResolvedOptions options_;
+  mutable std::mutex mutex_;  // guards inbox_ and what follows it; outlives the loader of packs
+  std::condition_variable wake_;
   GgufFile file_;  // outlives the model: weights may be mapped from it
   Backend backend_;
   std::unique_ptr<Model> model_;
   EngineInfo info_;
   std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<PackResidency> packs_;  // null: no packs; outlives the leases of sequences
   std::unique_ptr<ModelRunner> runner_;
   std::unique_ptr<Scheduler> scheduler_;
   StepPlan plan_;
@@ -72,10 +81,11 @@ class Engine {
   std::int64_t n_rows_ = 0;
   std::int64_t n_mid_rows_ = 0;
 
-  mutable std::mutex mutex_;  // guards all below
-  std::condition_variable wake_;
+  bool is_stalled_ = false;  // all that is there waits for packs
+
   std::vector<std::unique_ptr<Sequence>> inbox_;
   bool stopping_ = false;
+  bool packs_changed_ = false;
   bool forget_prefixes_ = false;
   EngineStats stats_;
 

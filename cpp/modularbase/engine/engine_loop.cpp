@@ -1,5 +1,7 @@
 // The engine thread: take requests, schedule a step, run it, commit what it gave.
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 #include "modularbase/core/errors.h"
 #include "modularbase/engine/engine.h"
@@ -10,6 +12,8 @@ namespace {
 double micros(Clock::duration duration) {
   return std::chrono::duration<double, std::micro>(duration).count();
 }
+
+constexpr auto kStallCheck = std::chrono::milliseconds(10);
 
 bool is_cancelled(const Sequence& sequence) {
   return sequence.ticket->cancelled();
@@ -28,7 +32,11 @@ bool always(const Sequence&) {
 void Engine::run() {
   while (take_inbox()) {
     drop_ended();
-    if (scheduler_->schedule(plan_)) step();
+    is_stalled_ = !scheduler_->schedule(plan_);
+    for (auto& sequence : scheduler_->take_failed()) {
+      endings_.push_back({std::move(sequence->ticket), FinishReason::kDone, sequence->pack_error});
+    }
+    if (!is_stalled_) step();
     settle();
   }
   for (auto& sequence : scheduler_->remove_if(always)) {
@@ -39,7 +47,13 @@ void Engine::run() {
 
 bool Engine::take_inbox() {
   std::unique_lock lock(mutex_);
-  wake_.wait(lock, [&] { return stopping_ || !inbox_.empty() || scheduler_->has_work(); });
+  const auto has_news = [&] { return stopping_ || !inbox_.empty() || packs_changed_; };
+  if (is_stalled_ && scheduler_->has_work()) {
+    wake_.wait_for(lock, kStallCheck, has_news);  // cancellations and deadlines tell nobody
+  } else {
+    wake_.wait(lock, [&] { return has_news() || scheduler_->has_work(); });
+  }
+  if (std::exchange(packs_changed_, false)) scheduler_->packs_changed();
   for (auto& sequence : inbox_) scheduler_->add(std::move(sequence));
   inbox_.clear();
   if (forget_prefixes_) cache_->forget_prefixes();
@@ -52,6 +66,15 @@ void Engine::drop_ended() {
     endings_.push_back({std::move(sequence->ticket), FinishReason::kCancelled});
   }
   for (auto& sequence : scheduler_->remove_if(is_late)) {
+    if (sequence->waits_for_room && !sequence->has_packs) {
+      const PackStatus pack =
+          packs_->status(sequence->spec.pack_choices[sequence->pack_choice].packs[0].generation);
+      endings_.push_back({std::move(sequence->ticket), FinishReason::kDeadline,
+                          std::make_exception_ptr(BudgetExceededError(
+                              pack.name, pack.n_bytes, options_.pack_budget_bytes,
+                              "no room came free before the deadline"))});
+      continue;
+    }
     endings_.push_back({std::move(sequence->ticket), FinishReason::kDeadline});
   }
   if (!endings_.empty()) settle();  // nobody waits a step for an end that is known
@@ -83,6 +106,7 @@ void Engine::step() {
     for (Sequence* sequence : planned_mid) fail(*sequence);
     return;
   }
+  add_conflicts();
   for (std::size_t i = 0; i < planned_mid.size(); ++i) {
     planned_mid[i]->kv.n_tokens += std::ssize(plan_.mid_spans[i].tokens);
   }
@@ -216,6 +240,31 @@ void Engine::commit_hidden(Sequence& sequence, std::int64_t n_rows) {
   finish(sequence, FinishReason::kDone);
 }
 
+// Which packs fight, and where: of the rows of this step.
+void Engine::add_conflicts() {
+  const auto conflict = runner_->pack_conflict();
+  if (conflict.empty()) return;
+  const auto n_layer = static_cast<std::size_t>(info_.n_layer);
+  const std::size_t n_rows = conflict.size() / n_layer;
+  std::size_t row = 0;
+  const auto add = [&](Sequence& sequence, const StepSpan& span) {
+    sequence.conflict_sum.resize(n_layer);
+    sequence.n_conflict.resize(n_layer);
+    for (std::size_t i = 0; i < span.tokens.size(); ++i, ++row) {
+      for (std::size_t layer = 0; layer < n_layer; ++layer) {
+        const float value = conflict[layer * n_rows + row];
+        if (std::isnan(value)) continue;
+        sequence.conflict_sum[layer] += value;
+        ++sequence.n_conflict[layer];
+      }
+    }
+  };
+  const auto& planned = scheduler_->planned();
+  const auto& planned_mid = scheduler_->planned_mid();
+  for (std::size_t i = 0; i < planned.size(); ++i) add(*planned[i], plan_.spans[i]);
+  for (std::size_t i = 0; i < planned_mid.size(); ++i) add(*planned_mid[i], plan_.mid_spans[i]);
+}
+
 void Engine::finish(Sequence& sequence, FinishReason reason) {
   const auto now = Clock::now();
   const auto removed = scheduler_->remove(sequence);
@@ -224,6 +273,11 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
   removed->ticket->update([&](RequestResult& result) {
     result.timings = {micros(removed->started_at - removed->submitted_at),
                       micros(prefilled_at - removed->started_at), micros(now - prefilled_at)};
+    if (removed->pack_set.entries.size() < 2) return;
+    for (std::size_t layer = 0; layer < removed->n_conflict.size(); ++layer) {
+      const auto n = static_cast<double>(removed->n_conflict[layer]);
+      result.pack_conflict.push_back(static_cast<float>(removed->conflict_sum[layer] / n));
+    }
   });
   endings_.push_back({std::move(removed->ticket), reason});
 }

@@ -69,7 +69,8 @@ ModelRunner::ModelRunner(const Model& model, Backend& backend, const KvCache& ca
   parts_ = {.model = &model,
             .attention_path = fused_attention ? options.attention : KernelPath::kReference,
             .linear_path = fused ? options.linear : KernelPath::kReference,
-            .hook = nullptr,
+            .site_path = fused ? options.sites : KernelPath::kReference,
+            .packs = &packs_,
             .lower = &lower_,
             .upper = upper_ ? &*upper_ : nullptr,
             .mid_store = cache.lower().memory().mid(),
@@ -91,6 +92,10 @@ GraphKey ModelRunner::key_of(const StepPlan& plan) const {
                .n_rows = plan.n_rows,
                .n_mid_rows = plan.n_mid_rows,
                .n_out = n_out};
+  if (!packs_.empty()) {
+    const bool is_fused = parts_.site_path == KernelPath::kFused;
+    key.packs = is_fused ? packs_.key() : packs_.padded_key();
+  }
   if (parts_.attention_path == KernelPath::kReference) {
     for (const auto* spans : {&plan.spans, &plan.mid_spans}) {
       for (const StepSpan& span : *spans) key.n_kv += span.pos0 + std::ssize(span.tokens);
@@ -132,6 +137,7 @@ void ModelRunner::trim_graphs() {
 }
 
 void ModelRunner::run(const StepPlan& plan) {
+  fill_packs(plan);
   StepGraph& step = graph_for(key_of(plan));
   fill_rows(plan);
   fill_inputs(step, plan);
@@ -159,6 +165,19 @@ void ModelRunner::fill_rows(const StepPlan& plan) {
   upper_->finish(rope_, model_.config.n_head);
 }
 
+void ModelRunner::fill_packs(const StepPlan& plan) {
+  row_packs_.clear();
+  for (const auto* spans : {&plan.spans, &plan.mid_spans}) {
+    for (const StepSpan& span : *spans) {
+      for (std::int64_t row = 0; row < std::ssize(span.tokens); ++row) {
+        row_packs_.push_back(span.pos0 + row >= span.packs_from ? span.packs : nullptr);
+      }
+    }
+  }
+  packs_.fill(row_packs_, plan.out_rows);
+  conflict_ = packs_.conflict(model_.config.n_layer);
+}
+
 void ModelRunner::fill_rope(const StepSpan& span) {
   for (std::int64_t row = 0; row < std::ssize(span.tokens); ++row) {
     const auto position = static_cast<float>(span.pos0 + row);
@@ -176,6 +195,7 @@ void ModelRunner::fill_inputs(StepGraph& step, const StepPlan& plan) {
   lower_.fill(step.lower_reference);
   if (upper_) upper_->fill(step.upper_reference);
   if (step.mid) fill_mid(*step.mid, plan);
+  if (step.reference_sites) step.reference_sites->fill_inputs();
   if (step.key.end == GraphEnd::kShortlist) {
     std::copy_n(plan.queries.begin(), step.key.n_out, queries_.begin());
   }

@@ -29,6 +29,9 @@ class ModelRunner {
   std::span<const float> target_logprobs() const { return logprobs_; }
   /// kHidden: [n_embd, n_rows].
   std::span<const float> hidden() const { return hidden_; }
+  /// Mean cosine between the deltas of a row's packs [n_rows + n_mid_rows, n_layer]; empty when no
+  /// row had two.
+  std::span<const float> pack_conflict() const { return conflict_; }
 
   std::size_t graph_bytes() const;
   std::size_t screen_bytes() const { return screen_ ? screen_->n_bytes() : 0; }
@@ -42,6 +45,7 @@ class ModelRunner {
   void fill_rows(const StepPlan& plan);
   void fill_rope(const StepSpan& span);
   void fill_inputs(StepGraph& step, const StepPlan& plan);
+  void fill_packs(const StepPlan& plan);
   void fill_mid(const MidRows& mid, const StepPlan& plan);
   void read_outputs(StepGraph& step);
   void read_shortlists(StepGraph& step);
@@ -56,6 +60,9 @@ class ModelRunner {
   kernels::HeadWorkspacePtr workspace_;
   AttentionInputs lower_;
   std::optional<AttentionInputs> upper_;  // none: lower is all layers
+  PackBatch packs_;
+  std::vector<const PackSet*> row_packs_;
+  std::span<float> conflict_;
   GraphParts parts_{};
   std::vector<HeadQuery> queries_;  // fixed address: the head node reads it
   std::list<StepGraph> graphs_;     // most recently used first

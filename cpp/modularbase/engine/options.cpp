@@ -57,6 +57,7 @@ ResolvedOptions resolve_options(const EngineOptions& o) {
   const int n_cores = n_usable_cores();
   return {.attention = choose("attention", o.attention, kPaths),
           .linear = choose("linear", o.linear, kPaths),
+          .sites = choose("sites", o.sites, kPaths),
           .head = choose("head", o.head, kHeads),
           .prefix_cache = choose("prefix_cache", o.prefix_cache, kSwitch),
           .kv_type = choose("kv_type", o.kv_type, kKvTypes),

@@ -27,6 +27,7 @@ struct EngineOptions {
   int n_sequences = 64;  // most requests running at once
   std::string attention = "fused";  // fused, reference
   std::string linear = "fused";     // fused, reference
+  std::string sites = "fused";      // of packs: fused, reference
   std::string head = "certified";   // certified, full
   std::string prefix_cache = "on";  // on, off
 };
@@ -35,6 +36,7 @@ struct EngineOptions {
 struct ResolvedOptions {
   KernelPath attention;
   KernelPath linear;
+  KernelPath sites;
   HeadPath head;
   bool prefix_cache;
   ggml_type kv_type;

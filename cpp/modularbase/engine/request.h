@@ -9,9 +9,12 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "modularbase/core/types.h"
+#include "modularbase/kernels/pack_rows.h"
+#include "modularbase/packs/pack_status.h"
 #include "modularbase/sampling/logprobs.h"
 #include "modularbase/sampling/sampling_params.h"
 
@@ -24,10 +27,29 @@ enum class RequestKind { kGenerate, kScore, kHidden };
 /// How hidden states are reduced.
 enum class Pooling { kNone, kMean, kLast };
 
+/// One pack of a request.
+struct PackUse {
+  GenerationId generation = 0;
+  float weight = 1.0f;
+};
+/// Packs that a request runs with; none: the plain base.
+struct PackChoice {
+  std::vector<PackUse> packs;
+};
+
+/// Which tokens a request's packs act on.
+enum class Activation {
+  kPrompt,    // all
+  kFromHere,  // from the last token of the prompt on: the base's KV of the prompt is used as it is
+};
+
 /// One request as its caller states it.
 struct RequestSpec {
   RequestKind kind = RequestKind::kGenerate;
   std::vector<TokenId> prompt;
+  std::vector<PackChoice> pack_choices;  // the first that can be had; empty: the plain base
+  kernels::MergePolicy policy = kernels::MergePolicy::kBlend;
+  Activation activation = Activation::kPrompt;
   // kGenerate
   SamplingParams sampling;
   std::int64_t max_tokens = -1;   // -1: until a stop token or the end of the context
@@ -65,6 +87,11 @@ struct RequestResult {
   std::int64_t n_cached_lower = 0;  // prompt tokens that the layers up to the first site knew
   std::int64_t n_drafted = 0;       // speculation: tokens proposed
   std::int64_t n_accepted = 0;      // and kept
+  std::int64_t pack_choice = -1;    // the one it ran with; -1: not decided, or none was asked for
+  std::vector<std::string> pack_errors;  // why the choices before it could not be had
+  /// Mean cosine between what its packs add, a layer [n_layer]; NaN where fewer than two do. Empty
+  /// for fewer than two packs.
+  std::vector<float> pack_conflict;
   RequestTimings timings;
 };
 

@@ -19,7 +19,9 @@ StepSpan next_rows(const Sequence& sequence, std::int64_t n_rows) {
   const auto rows = std::span<const TokenId>(sequence.tokens)
                         .subspan(static_cast<std::size_t>(sequence.kv.n_tokens),
                                  static_cast<std::size_t>(n_rows));
-  return {&sequence.kv, sequence.kv.n_tokens, rows};
+  const bool has_packs = !sequence.pack_set.entries.empty();
+  return {&sequence.kv, sequence.kv.n_tokens, rows, has_packs ? &sequence.pack_set : nullptr,
+          sequence.kv_context.from};
 }
 
 }  // namespace
@@ -37,29 +39,49 @@ bool Scheduler::schedule(StepPlan& plan) {
 }
 
 void Scheduler::admit() {
-  while (may_admit_ && !waiting_.empty() &&
+  packs_.begin_round(packs_changed_);
+  auto it = waiting_.begin();
+  while (may_admit_ && it != waiting_.end() &&
          running_.size() < static_cast<std::size_t>(limits_.n_sequences)) {
-    Sequence& sequence = *waiting_.front();
-    // Scores and hidden states need every row computed, so they take nothing from the prefix cache.
-    if (sequence.spec.kind == RequestKind::kGenerate) {
-      cache_.attach_prefix(sequence.kv, sequence.tokens, sequence.kv_context);
+    switch (packs_.admit(**it)) {
+      case PackAdmission::Verdict::kWaits:
+        ++it;  // who waits for a load holds nobody up
+        continue;
+      case PackAdmission::Verdict::kFailed:
+        failed_.push_back(std::move(*it));
+        it = waiting_.erase(it);
+        continue;
+      case PackAdmission::Verdict::kReady:
+        break;
     }
-    if (!cache_.reserve(sequence.kv, static_cast<std::int64_t>(sequence.tokens.size()) + 1)) {
-      cache_.release(sequence.kv);
+    if (!take_blocks(**it)) {
       may_admit_ = false;
-      return;
+      break;
     }
-    if (!sequence.started) {
-      sequence.started = true;
-      sequence.started_at = Clock::now();
-      sequence.ticket->update([&](RequestResult& result) {
-        result.n_cached = sequence.kv.n_tokens;
-        result.n_cached_lower = sequence.kv.n_lower;
-      });
-    }
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
+    running_.push_back(std::move(*it));
+    it = waiting_.erase(it);
   }
+  packs_changed_ = it != waiting_.end();  // for those that were not asked
+}
+
+bool Scheduler::take_blocks(Sequence& sequence) {
+  // Scores and hidden states need every row computed, so they take nothing from the prefix cache.
+  if (sequence.spec.kind == RequestKind::kGenerate) {
+    cache_.attach_prefix(sequence.kv, sequence.tokens, sequence.kv_context);
+  }
+  if (!cache_.reserve(sequence.kv, static_cast<std::int64_t>(sequence.tokens.size()) + 1)) {
+    cache_.release(sequence.kv);
+    return false;
+  }
+  if (!sequence.started) {
+    sequence.started = true;
+    sequence.started_at = Clock::now();
+    sequence.ticket->update([&](RequestResult& result) {
+      result.n_cached = sequence.kv.n_tokens;
+      result.n_cached_lower = sequence.kv.n_lower;
+    });
+  }
+  return true;
 }
 
 void Scheduler::preempt(Sequence& sequence) {

@@ -3,8 +3,10 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "modularbase/engine/pack_admission.h"
 #include "modularbase/engine/sequence.h"
 #include "modularbase/engine/step_plan.h"
 
@@ -16,21 +18,29 @@ struct SchedulerLimits {
   int n_sequences;  // running at once
 };
 
-/// Decides which rows the next step computes. Waiting requests are admitted in order of arrival;
+/// Decides which rows the next step computes. Waiting requests are admitted in order of arrival,
+/// those whose packs are there before those that wait for a load;
 /// each running sequence gets its next token's row first, prompts share what is left in chunks. A
 /// prompt whose beginning only the lower layers know first runs that through the upper ones.
 /// When blocks run out, the sequence that came last gives its blocks back and waits; it goes on
 /// later from its tokens. Engine thread only.
 class Scheduler {
  public:
-  Scheduler(KvCache& cache, const SchedulerLimits& limits) : cache_(cache), limits_(limits) {}
+  Scheduler(KvCache& cache, PackAdmission packs, const SchedulerLimits& limits)
+      : cache_(cache), packs_(std::move(packs)), limits_(limits) {}
 
-  void add(std::unique_ptr<Sequence> sequence) { waiting_.push_back(std::move(sequence)); }
+  void add(std::unique_ptr<Sequence> sequence) {
+    waiting_.push_back(std::move(sequence));
+    packs_changed_ = true;
+  }
+  /// A load ended, or room for packs came free.
+  void packs_changed() { packs_changed_ = true; }
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
   std::size_t n_waiting() const { return waiting_.size(); }
   std::size_t n_running() const { return running_.size(); }
 
-  /// Fills the plan; false when nothing can run (then nothing is running).
+  /// Fills the plan; false when nothing can run: nothing is running, and what waits waits for
+  /// packs.
   bool schedule(StepPlan& plan);
   /// The sequences of the last plan, one per span.
   const std::vector<Sequence*>& planned() const { return planned_; }
@@ -43,9 +53,12 @@ class Scheduler {
   std::unique_ptr<Sequence> discard(Sequence& sequence);
   /// Takes out every sequence for which `drop` is true, waiting or running.
   std::vector<std::unique_ptr<Sequence>> remove_if(bool (*drop)(const Sequence&));
+  /// Takes out the waiting sequences whose packs cannot be had (pack_error says why).
+  std::vector<std::unique_ptr<Sequence>> take_failed() { return std::exchange(failed_, {}); }
 
  private:
   void admit();
+  bool take_blocks(Sequence& sequence);
   void plan_generation(StepPlan& plan);
   bool plan_prompt_only(StepPlan& plan);
   bool reserve(Sequence& sequence, std::int64_t n_tokens);
@@ -56,12 +69,15 @@ class Scheduler {
   void add_outputs(StepPlan& plan, Sequence& sequence);
 
   KvCache& cache_;
+  PackAdmission packs_;
   const SchedulerLimits limits_;
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
+  std::vector<std::unique_ptr<Sequence>> failed_;
   std::vector<Sequence*> planned_;
   std::vector<Sequence*> planned_mid_;
   bool last_was_prompt_only_ = false;
+  bool packs_changed_ = false;
   bool may_admit_ =
       true;  // false: the first waiting one did not fit, and no blocks came free since
 };

@@ -3,8 +3,10 @@
 #include <optional>
 #include <vector>
 
+#include "modularbase/adapters/pack_batch.h"
 #include "modularbase/engine/request.h"
 #include "modularbase/kv/kv_cache.h"
+#include "modularbase/packs/residency.h"
 #include "modularbase/sampling/ngram_draft.h"
 #include "modularbase/sampling/sampler.h"
 
@@ -23,6 +25,15 @@ struct Sequence {
   std::vector<TokenId> draft;  // rows of this step behind the last token, not yet accepted
   KvSequence kv;
   KvContext kv_context;
+  bool has_packs = false;       // what follows is decided
+  std::size_t pack_choice = 0;  // of spec.pack_choices: tried next, or taken
+  PackWait pack_wait;
+  bool waits_for_room = false;
+  std::exception_ptr pack_error;  // why the last choice could not be had
+  std::vector<PackLease> leases;  // one an entry of pack_set
+  PackSet pack_set;
+  std::vector<double> conflict_sum;  // [n_layer]
+  std::vector<std::int64_t> n_conflict;
   bool started = false;
   bool prompt_published = false;
   std::int64_t n_generated = 0;

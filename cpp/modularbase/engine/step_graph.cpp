@@ -5,16 +5,18 @@
 namespace modularbase {
 namespace {
 
-std::size_t max_nodes(const Model& model, KernelPath path) {
-  // The reference attention is some 25 nodes a layer, the fused one 8; hooks add theirs.
-  const std::size_t per_layer = path == KernelPath::kReference ? 96 : 64;
-  return model.layers.size() * per_layer + 64;
+// The reference attention is some 25 nodes a layer, the fused one 8; a site 7, or in ggml's ops
+// some 70.
+std::size_t max_nodes(const GraphKey& key, const GraphParts& parts) {
+  std::size_t per_layer = parts.attention_path == KernelPath::kReference ? 96 : 64;
+  per_layer += key.packs.size() * (parts.site_path == KernelPath::kReference ? 96 : 10);
+  return parts.model->layers.size() * per_layer + 64;
 }
 
 }  // namespace
 
 StepGraph::StepGraph(const GraphKey& graph_key, const GraphParts& parts, const Backend& backend)
-    : key(graph_key), graph(max_nodes(*parts.model, parts.attention_path)) {
+    : key(graph_key), graph(max_nodes(graph_key, parts)) {
   build(parts);
   graph.allocate(backend);
 }
@@ -43,6 +45,18 @@ void StepGraph::add_mid(GraphBuilder& g, const GraphParts& parts) {
   if (key.n_mid_rows > 0) mid->read_ids = g.input("mid_read_ids", GGML_TYPE_I32, key.n_mid_rows);
 }
 
+void StepGraph::add_sites(const GraphParts& parts) {
+  if (key.packs.empty()) return;
+  const int cut_layer = out_rows ? static_cast<int>(parts.model->layers.size()) - 1 : -1;
+  if (parts.site_path == KernelPath::kFused) {
+    sites_ = std::make_unique<FusedPackSites>(*parts.packs, key.packs, cut_layer);
+    return;
+  }
+  auto reference = std::make_unique<ReferencePackSites>(*parts.packs, key.packs, cut_layer);
+  reference_sites = reference.get();
+  sites_ = std::move(reference);
+}
+
 ForwardArgs StepGraph::add_inputs(GraphBuilder& g, const GraphParts& parts) {
   if (key.n_rows > 0) token_ids = g.input("token_ids", GGML_TYPE_I32, key.n_rows);
   if (key.n_out != key.n_rows + key.n_mid_rows && key.n_out > 0) {
@@ -50,9 +64,10 @@ ForwardArgs StepGraph::add_inputs(GraphBuilder& g, const GraphParts& parts) {
   }
   add_attention(g, parts);
   if (parts.mid_store) add_mid(g, parts);
+  add_sites(parts);
   return {.linear_path = parts.linear_path,
           .attention = attention_.get(),
-          .hook = parts.hook,
+          .hook = sites_.get(),
           .mid = mid ? &*mid : nullptr,
           .token_ids = token_ids,
           .out_rows = out_rows};

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 
+#include "modularbase/adapters/pack_site.h"
 #include "modularbase/engine/attention_inputs.h"
 #include "modularbase/engine/options.h"
 #include "modularbase/engine/step_plan.h"
@@ -21,8 +22,9 @@ struct GraphKey {
   std::int64_t n_rows = 0;
   std::int64_t n_mid_rows = 0;
   std::int64_t n_out = 0;
-  int hidden_layer = 0;   // kHidden only, else 0
-  std::int64_t n_kv = 0;  // reference attention only (padded), else 0
+  int hidden_layer = 0;                 // kHidden only, else 0
+  std::int64_t n_kv = 0;                // reference attention only (padded), else 0
+  std::vector<PackPoolKey> packs = {};  // empty: no sites
   bool operator==(const GraphKey&) const = default;
 };
 
@@ -31,8 +33,9 @@ struct GraphParts {
   const Model* model;
   KernelPath attention_path;
   KernelPath linear_path;
-  LayerHook* hook;         // null: the plain base
-  AttentionInputs* lower;  // refilled before each step, as all below
+  KernelPath site_path;
+  PackBatch* packs;  // refilled before each step, as all below but the mid store
+  AttentionInputs* lower;
   AttentionInputs* upper;  // null: lower is all layers
   Tensor mid_store;        // F32 [n_embd, n] of the lower group; null: not split
   int split;               // the last layer of the lower group
@@ -52,18 +55,21 @@ struct StepGraph {
   Tensor head_input = nullptr;  // F32 [n_embd, n_out], kHeadOnly
   ReferenceInputs lower_reference;
   ReferenceInputs upper_reference;
-  Tensor normed = nullptr;    // [n_embd, n_out]
-  Tensor logits = nullptr;    // [n_vocab, n_out]
-  Tensor logprobs = nullptr;  // [n_out]
-  Tensor hidden = nullptr;    // [n_embd, n_rows]
+  Tensor normed = nullptr;                        // [n_embd, n_out]
+  Tensor logits = nullptr;                        // [n_vocab, n_out]
+  Tensor logprobs = nullptr;                      // [n_out]
+  Tensor hidden = nullptr;                        // [n_embd, n_rows]
+  ReferencePackSites* reference_sites = nullptr;  // reference sites only: inputs to be filled
 
  private:
   void build(const GraphParts& parts);
   ForwardArgs add_inputs(GraphBuilder& g, const GraphParts& parts);
   void add_attention(GraphBuilder& g, const GraphParts& parts);
   void add_mid(GraphBuilder& g, const GraphParts& parts);
+  void add_sites(const GraphParts& parts);
   void build_end(GraphBuilder& g, const GraphParts& parts, const ForwardArgs& args);
   std::unique_ptr<AttentionPath> attention_;
+  std::unique_ptr<LayerHook> sites_;  // null: the plain base
 };
 
 }  // namespace modularbase

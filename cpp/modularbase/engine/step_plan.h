@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "modularbase/adapters/pack_batch.h"
 #include "modularbase/core/head_query.h"
 #include "modularbase/kv/kv_cache.h"
 
@@ -21,6 +22,8 @@ struct StepSpan {
   const KvSequence* sequence;
   std::int64_t pos0;
   std::span<const TokenId> tokens;
+  const PackSet* packs = nullptr;  // null: the plain base
+  std::int64_t packs_from = 0;     // positions before it are the plain base
 };
 
 /// One forward pass over rows of many requests, as the scheduler decided it; vectors are reused.

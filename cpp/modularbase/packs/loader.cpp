@@ -122,27 +122,20 @@ PackResidency::Acquired PackResidency::acquire(std::span<const GenerationId> ids
   return Acquired::kReady;
 }
 
-void PackResidency::load(GenerationId id, std::optional<PackClock::time_point> deadline) {
+bool PackResidency::load(GenerationId id, PackClock::time_point until) {
   std::unique_lock lock(mutex_);
   const std::uint64_t since = ++clock_;
   check_can_fit({&id, 1});
   for (;;) {
     Generation& generation = find(id);
-    if (generation.state == PackState::kResident) return;
+    if (generation.state == PackState::kResident) return true;
     if (generation.error && generation.failed_at > since) {
       std::rethrow_exception(generation.error);
     }
     if (stopping_) throw CancelledError("the engine is closed");
-    if (deadline && PackClock::now() >= *deadline) {
-      throw BudgetExceededError(generation.pack->name(), generation.slot_bytes(), budget_bytes_,
-                                "no room came free before the deadline");
-    }
+    if (PackClock::now() >= until) return false;
     want(generation);
-    if (deadline) {
-      changed_.wait_until(lock, *deadline);
-    } else {
-      changed_.wait(lock);
-    }
+    changed_.wait_until(lock, until);
   }
 }
 

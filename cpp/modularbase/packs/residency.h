@@ -63,9 +63,9 @@ class PackResidency {
   GenerationId open(const std::string& path, const std::string& digest, const std::string& name);
   /// No new leases; forgotten when the last one ends.
   void retire(GenerationId id);
-  /// Loads and waits for it, at most until the deadline.
-  /// \throws what the load failed with; BudgetExceededError when there is no room by then.
-  void load(GenerationId id, std::optional<PackClock::time_point> deadline);
+  /// Loads and waits for it, at most until then; false when it is not there yet.
+  /// \throws what the load failed with; BudgetExceededError when it can never fit.
+  bool load(GenerationId id, PackClock::time_point until);
   /// Loads when nothing more urgent is to be done and room can be made.
   void preload(GenerationId id);
   /// \throws BudgetExceededError when it is leased or pinned.
