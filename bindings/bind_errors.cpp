@@ -35,6 +35,12 @@ void translate(std::exception_ptr pointer) {  // NOLINT: the signature pybind11 
     raise("ContextLengthError", e.n_tokens, e.n_ctx);
   } catch (const KvCacheFullError& e) {
     raise("KvCacheFullError", e.needed_bytes, e.limit_bytes);
+  } catch (const PackNotFoundError& e) {
+    raise("PackNotFoundError", e.pack_id, e.required, e.known);
+  } catch (const PackIncompatibleError& e) {
+    raise("PackIncompatibleError", e.pack_id, e.field, e.required, e.found);
+  } catch (const BudgetExceededError& e) {
+    raise("BudgetExceededError", e.pack_id, e.needed_bytes, e.budget_bytes, e.reason);
   } catch (const CancelledError& e) {
     raise("CancelledError", e.what());
   } catch (const DeviceError& e) {

@@ -15,6 +15,7 @@ __all__: list[str] = [
     "EngineStats",
     "FinishReason",
     "GeneratedToken",
+    "PackFile",
     "Pooling",
     "RequestKind",
     "RequestResult",
@@ -24,10 +25,44 @@ __all__: list[str] = [
     "Ticket",
     "TokenLogprob",
     "cpu_features",
+    "dequantize",
     "ggml_version",
+    "quantize",
     "read_gguf_metadata",
     "read_gguf_tensors",
+    "read_pack",
 ]
+
+class PackFile:
+    def tensor_bytes(self, name: str) -> numpy.typing.NDArray[numpy.uint8]: ...
+    @property
+    def adapter_type(self) -> str: ...
+    @property
+    def d_ff(self) -> int: ...
+    @property
+    def d_inner(self) -> int: ...
+    @property
+    def expert_type(self) -> str: ...
+    @property
+    def manifest_json(self) -> typing.Any: ...
+    @property
+    def n_embd(self) -> int: ...
+    @property
+    def n_expert(self) -> int: ...
+    @property
+    def n_expert_used(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def probe_effect(self) -> list[float]: ...
+    @property
+    def probe_tokens(self) -> list[int]: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def sites(self) -> list[int]: ...
+    @property
+    def tensors(self) -> list[tuple[str, str, list[int], int]]: ...
 
 class RequestKind:
     """
@@ -388,6 +423,20 @@ def cpu_features() -> list[str]:
     Instruction sets this build uses on this CPU.
     """
 
+def dequantize(
+    rows: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], type_name: str
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Numbers that the bytes of each row stand for.
+    """
+
+def quantize(
+    rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], type_name: str
+) -> numpy.typing.NDArray[numpy.uint8]:
+    """
+    Bytes of each row, rounded to f32, f16, bf16, q8_0, q4_0 or q4_k.
+    """
+
 def read_gguf_metadata(path: str) -> dict[str, typing.Any]:
     """
     All metadata of a GGUF file; strings that are not UTF-8 come as bytes.
@@ -396,6 +445,11 @@ def read_gguf_metadata(path: str) -> dict[str, typing.Any]:
 def read_gguf_tensors(path: str) -> list[tuple[str, str, list[int], int]]:
     """
     (name, type, shape in ggml order, n_bytes) of every tensor of a GGUF file.
+    """
+
+def read_pack(path: str) -> PackFile:
+    """
+    A pack file, once it has been checked.
     """
 
 __version__: str = "0.1.0"

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 __all__ = [
     "BaseLoadError",
     "BaseNotFoundError",
+    "BudgetExceededError",
     "CancelledError",
     "ChatTemplateError",
     "ContextLengthError",
@@ -24,6 +25,8 @@ __all__ = [
     "KvCacheFullError",
     "ModularBaseError",
     "PackFormatError",
+    "PackIncompatibleError",
+    "PackNotFoundError",
     "TokenizerError",
 ]
 
@@ -125,12 +128,12 @@ class BaseNotFoundError(ModularBaseError, KeyError):
 
 
 class InstallError(ModularBaseError):
-    """A base could not be installed, removed or read from the data folder.
+    """A base or pack could not be installed, removed or read from the data folder.
 
     Attributes:
         reason: What went wrong and, where there is one, the way out.
         kind: The class of failure, for programs.
-        base: Name of the base, or None.
+        name: The base or pack, or None.
         source: Where it was to come from (a requirement or URL), or None.
         path: The file or folder concerned, or None.
     """
@@ -139,23 +142,61 @@ class InstallError(ModularBaseError):
         self,
         reason: str,
         kind: InstallFailure,
-        base: str | None = None,
+        name: str | None = None,
         source: str | None = None,
         path: str | None = None,
     ) -> None:
         where = "".join(
             f" [{label} {value}]" for label, value in (("from", source), ("at", path)) if value
         )
-        super().__init__(f"{base + ': ' if base else ''}{reason}{where}")
+        super().__init__(f"{name + ': ' if name else ''}{reason}{where}")
         self.reason = reason
         self.kind = kind
-        self.base = base
+        self.name = name
         self.source = source
         self.path = path
 
 
 class PackFormatError(FileError):
     """A pack or manifest that cannot be used."""
+
+
+class PackNotFoundError(ModularBaseError, KeyError):
+    """No pack of this name in a version that suits; `known` lists those there are."""
+
+    def __init__(self, pack_id: str, required: str, known: Iterable[str]) -> None:
+        self.pack_id = pack_id
+        self.required = required
+        self.known = tuple(known)
+        wanted = f"{pack_id} {required}" if required else pack_id
+        super().__init__(f"no pack {wanted}; known packs: {', '.join(self.known) or 'none'}")
+
+    def __str__(self) -> str:  # KeyError would print the message in quotes
+        return str(self.args[0])
+
+
+class PackIncompatibleError(ModularBaseError):
+    """A sound pack that does not go with this base."""
+
+    def __init__(self, pack_id: str, field: str, required: str, found: str) -> None:
+        super().__init__(f"pack {pack_id}: {field}: required {required}, found {found}")
+        self.pack_id = pack_id
+        self.field = field
+        self.required = required
+        self.found = found
+
+
+class BudgetExceededError(ModularBaseError):
+    """A pack found no place among the resident ones."""
+
+    def __init__(self, pack_id: str, needed_bytes: int, budget_bytes: int, reason: str) -> None:
+        super().__init__(
+            f"pack {pack_id} needs {needed_bytes} bytes, the budget is {budget_bytes}: {reason}"
+        )
+        self.pack_id = pack_id
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+        self.reason = reason
 
 
 class DependencyError(ModularBaseError):

@@ -16,11 +16,14 @@ EXAMPLES: list[errors.ModularBaseError] = [
     errors.CancelledError(),
     errors.DeviceError("no such device"),
     errors.BaseNotFoundError(name="x", known=["a", "b"]),
-    errors.InstallError("no route", kind="network", base="b", source="s", path="p"),
+    errors.InstallError("no route", kind="network", name="b", source="s", path="p"),
     errors.ChatTemplateError("loops", line=3),
     errors.TokenizerError(field="pre", expected="known", found="x"),
     errors.PackFormatError(file="a.pack", field="d_ff", expected="256", found="9"),
     errors.DependencyError("a needs b"),
+    errors.PackNotFoundError(pack_id="code", required=">=2", known=["code 1.0.0"]),
+    errors.PackIncompatibleError(pack_id="code", field="base_id", required="a", found="b"),
+    errors.BudgetExceededError(pack_id="code", needed_bytes=9, budget_bytes=8, reason="full"),
 ]
 
 
@@ -38,6 +41,9 @@ def test_messages_name_what_is_wrong() -> None:
     assert str(EXAMPLES[6]).startswith("no base is named 'x'; known bases: a, b")
     assert str(EXAMPLES[7]) == "b: no route [from s] [at p]"
     assert str(EXAMPLES[8]) == "chat template (line 3): loops"
+    assert str(EXAMPLES[12]) == "no pack code >=2; known packs: code 1.0.0"
+    assert str(EXAMPLES[13]) == "pack code: base_id: required a, found b"
+    assert str(EXAMPLES[14]) == "pack code needs 9 bytes, the budget is 8: full"
 
 
 def test_every_error_is_covered() -> None:

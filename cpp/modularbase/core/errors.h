@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace modularbase {
 
@@ -88,6 +89,38 @@ class KvCacheFullError : public Error {
   KvCacheFullError(std::int64_t needed_bytes, std::int64_t limit_bytes);
   const std::int64_t needed_bytes;
   const std::int64_t limit_bytes;
+};
+
+/// No pack of this name in a version that suits; `known` lists those there are.
+class PackNotFoundError : public Error {
+ public:
+  PackNotFoundError(std::string_view pack_id, std::string_view required,
+                    std::vector<std::string> known);
+  const std::string pack_id;
+  const std::string required;
+  const std::vector<std::string> known;
+};
+
+/// A sound pack that does not go with this base.
+class PackIncompatibleError : public Error {
+ public:
+  PackIncompatibleError(std::string_view pack_id, std::string_view field, std::string_view required,
+                        std::string_view found);
+  const std::string pack_id;
+  const std::string field;
+  const std::string required;
+  const std::string found;
+};
+
+/// A pack found no place among the resident ones.
+class BudgetExceededError : public Error {
+ public:
+  BudgetExceededError(std::string_view pack_id, std::int64_t needed_bytes,
+                      std::int64_t budget_bytes, std::string_view reason);
+  const std::string pack_id;
+  const std::int64_t needed_bytes;
+  const std::int64_t budget_bytes;
+  const std::string reason;
 };
 
 /// The request was cancelled by its owner or by the engine closing.

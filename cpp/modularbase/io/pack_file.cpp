@@ -15,6 +15,9 @@ constexpr std::int64_t kMaxWidth = 1 << 16;
 constexpr std::int64_t kWidthUnit = 256;  // a K-quant block
 constexpr std::int64_t kMaxExperts = 64;
 constexpr std::int64_t kMaxLayer = 1 << 12;
+constexpr std::int64_t kMaxCentroids = 64;
+constexpr std::size_t kMaxProbe = 64;
+constexpr const char* kProfile = "profile.centroids";
 
 std::string key(const char* name) {
   return std::string(kArchitecture) + "." + name;
@@ -42,17 +45,29 @@ bool has_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> ne)
   return tensor.ne == wanted;
 }
 
+// Empty where the value is no array of integers.
+std::vector<std::int64_t> integers(const GgufValue* value) {
+  const auto* array = value ? std::get_if<GgufArray>(value) : nullptr;
+  if (!array) return {};
+  if (const auto* s = std::get_if<std::vector<std::int64_t>>(array)) return *s;
+  std::vector<std::int64_t> found;
+  if (const auto* u = std::get_if<std::vector<std::uint64_t>>(array)) {
+    for (const std::uint64_t v : *u) found.push_back(static_cast<std::int64_t>(v));
+  }
+  return found;
+}
+
+// Empty where the value is no array of floats.
+std::vector<float> floats(const GgufValue* value) {
+  const auto* array = value ? std::get_if<GgufArray>(value) : nullptr;
+  const auto* found = array ? std::get_if<std::vector<double>>(array) : nullptr;
+  return found ? std::vector<float>(found->begin(), found->end()) : std::vector<float>{};
+}
+
 std::vector<int> read_layers(const GgufFile& file) {
   const std::string name = key("sites");
   const GgufValue* value = file.find(name);
-  const auto* array = value ? std::get_if<GgufArray>(value) : nullptr;
-  std::vector<std::int64_t> layers;
-  if (array) {
-    if (const auto* s = std::get_if<std::vector<std::int64_t>>(array)) layers = *s;
-    if (const auto* u = std::get_if<std::vector<std::uint64_t>>(array)) {
-      for (const std::uint64_t v : *u) layers.push_back(static_cast<std::int64_t>(v));
-    }
-  }
+  const std::vector<std::int64_t> layers = integers(value);
   const bool ascending =
       std::adjacent_find(layers.begin(), layers.end(), std::greater_equal<>()) == layers.end();
   if (layers.empty() || !ascending || layers.front() < 0 || layers.back() >= kMaxLayer) {
@@ -77,6 +92,8 @@ PackFile PackFile::open(const std::string& path) {
     PackFile pack(GgufFile::open(path));
     pack.read_geometry();
     pack.read_sites();
+    pack.read_profile();
+    pack.read_probe();
     pack.refuse_unknown_tensors();
     return pack;
   } catch (const BaseLoadError& e) {  // the reader's word for a file that is not sound
@@ -126,9 +143,8 @@ ggml_type PackFile::type_of(const char* name, std::initializer_list<ggml_type> a
                         ggml_type_name(first->type));
 }
 
-const GgufTensor* PackFile::tensor(std::size_t site, const char* name,
-                                   std::initializer_list<std::int64_t> ne, ggml_type type) const {
-  const std::string full = site_tensor(site, name);
+const GgufTensor* PackFile::tensor(const std::string& full, std::initializer_list<std::int64_t> ne,
+                                   ggml_type type) const {
   const GgufTensor* found = file_.find_tensor(full);
   if (!found) throw PackFormatError(path(), full, "a tensor " + shape_text(std::span(ne)), "none");
   if (!has_shape(*found, ne)) {
@@ -148,23 +164,56 @@ const GgufTensor* PackFile::tensor(std::size_t site, const char* name,
 void PackFile::read_sites() {
   const auto& [n_embd, d_inner, d_ff, n_expert, n_used, layers, eps, adapter, expert] = geometry_;
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    const bool has_gate = file_.find_tensor(site_tensor(i, "token_gate.weight")) != nullptr;
+    const auto name = [i](const char* part) { return site_tensor(i, part); };
+    const bool has_gate = file_.find_tensor(name("token_gate.weight")) != nullptr;
     sites_.push_back(
-        {.in = tensor(i, "in.weight", {n_embd, d_inner}, adapter),
-         .norm = tensor(i, "norm.weight", {d_inner}, GGML_TYPE_F32),
-         .router = tensor(i, "router.weight", {d_inner, n_expert}, GGML_TYPE_F32),
-         .expert_gate = tensor(i, "expert_gate.weight", {d_inner, d_ff, n_expert}, expert),
-         .expert_up = tensor(i, "expert_up.weight", {d_inner, d_ff, n_expert}, expert),
-         .expert_down = tensor(i, "expert_down.weight", {d_ff, d_inner, n_expert}, expert),
-         .out = tensor(i, "out.weight", {d_inner, n_embd}, adapter),
-         .token_gate = has_gate ? tensor(i, "token_gate.weight", {n_embd}, GGML_TYPE_F32) : nullptr,
-         .token_bias = has_gate ? tensor(i, "token_gate.bias", {1}, GGML_TYPE_F32) : nullptr});
+        {.in = tensor(name("in.weight"), {n_embd, d_inner}, adapter),
+         .norm = tensor(name("norm.weight"), {d_inner}, GGML_TYPE_F32),
+         .router = tensor(name("router.weight"), {d_inner, n_expert}, GGML_TYPE_F32),
+         .expert_gate = tensor(name("expert_gate.weight"), {d_inner, d_ff, n_expert}, expert),
+         .expert_up = tensor(name("expert_up.weight"), {d_inner, d_ff, n_expert}, expert),
+         .expert_down = tensor(name("expert_down.weight"), {d_ff, d_inner, n_expert}, expert),
+         .out = tensor(name("out.weight"), {d_inner, n_embd}, adapter),
+         .token_gate =
+             has_gate ? tensor(name("token_gate.weight"), {n_embd}, GGML_TYPE_F32) : nullptr,
+         .token_bias = has_gate ? tensor(name("token_gate.bias"), {1}, GGML_TYPE_F32) : nullptr});
+  }
+}
+
+void PackFile::read_profile() {
+  const GgufTensor* found = file_.find_tensor(kProfile);
+  if (!found) return;
+  if (found->ne[1] > kMaxCentroids) {
+    throw PackFormatError(path(), std::string(kProfile) + " shape", "at most 64 centroids",
+                          shape_text(*found));
+  }
+  profile_ = tensor(kProfile, {geometry_.n_embd, found->ne[1]}, GGML_TYPE_F32);
+}
+
+void PackFile::read_probe() {
+  const GgufValue* tokens = file_.find(key("probe.tokens"));
+  const GgufValue* effect = file_.find(key("probe.effect"));
+  if (!tokens && !effect) return;
+  const std::vector<std::int64_t> ids = integers(tokens);
+  const auto is_id = [](std::int64_t id) { return id >= 0 && id <= INT32_MAX; };
+  if (ids.empty() || ids.size() > kMaxProbe || !std::all_of(ids.begin(), ids.end(), is_id)) {
+    throw PackFormatError(path(), key("probe.tokens"), "1 to 64 token ids",
+                          tokens ? "something else" : "an effect without tokens");
+  }
+  probe_tokens_.assign(ids.begin(), ids.end());
+  probe_effect_ = floats(effect);
+  const auto is_size = [](float size) { return std::isfinite(size) && size >= 0.0f; };
+  if (probe_effect_.size() != ids.size() ||
+      !std::all_of(probe_effect_.begin(), probe_effect_.end(), is_size)) {
+    throw PackFormatError(path(), key("probe.effect"),
+                          std::to_string(ids.size()) + " finite numbers from 0, one a token",
+                          effect ? "something else" : "tokens without an effect");
   }
 }
 
 // A tensor nobody reads would be a pack that silently does less than it says.
 void PackFile::refuse_unknown_tensors() const {
-  std::set<const GgufTensor*> known;
+  std::set<const GgufTensor*> known{profile_};
   for (const PackSiteTensors& site : sites_) {
     known.insert({site.in, site.norm, site.router, site.expert_gate, site.expert_up,
                   site.expert_down, site.out, site.token_gate, site.token_bias});

@@ -49,6 +49,15 @@ class PackFile {
   const std::vector<PackSiteTensors>& sites() const { return sites_; }
   float scale() const { return scale_; }
   const std::string& manifest_json() const { return manifest_json_; }
+  /// Query centroids for routing, [n_embd, k] F32; null where the pack has none.
+  const GgufTensor* profile() const { return profile_; }
+  /// Token ids to try the pack on, and |h_pack - h_base| / |h_base| of the final hidden state at
+  /// each; both empty where the pack has no probe.
+  const std::vector<std::int32_t>& probe_tokens() const { return probe_tokens_; }
+  const std::vector<float>& probe_effect() const { return probe_effect_; }
+  /// Everything in the file, and one of it by name: nullptr when absent.
+  const std::vector<GgufTensor>& tensors() const { return file_.tensors(); }
+  const GgufTensor* find_tensor(std::string_view name) const { return file_.find_tensor(name); }
   std::span<const std::byte> bytes(const GgufTensor& tensor) const {
     return file_.tensor_bytes(tensor);
   }
@@ -57,9 +66,11 @@ class PackFile {
   explicit PackFile(GgufFile file) : file_(std::move(file)) {}
   void read_geometry();
   void read_sites();
+  void read_profile();
+  void read_probe();
   void refuse_unknown_tensors() const;
-  const GgufTensor* tensor(std::size_t site, const char* name,
-                           std::initializer_list<std::int64_t> ne, ggml_type type) const;
+  const GgufTensor* tensor(const std::string& name, std::initializer_list<std::int64_t> ne,
+                           ggml_type type) const;
   ggml_type type_of(const char* name, std::initializer_list<ggml_type> allowed) const;
 
   GgufFile file_;
@@ -67,6 +78,9 @@ class PackFile {
   std::vector<PackSiteTensors> sites_;
   float scale_ = 1.0f;
   std::string manifest_json_;
+  const GgufTensor* profile_ = nullptr;
+  std::vector<std::int32_t> probe_tokens_;
+  std::vector<float> probe_effect_;
 };
 
 }  // namespace modularbase

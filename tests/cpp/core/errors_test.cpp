@@ -32,6 +32,14 @@ TEST_CASE("every error is a modularbase::Error with its fields") {
         "the request needs 4097 tokens of context, n_ctx is 4096");
   CHECK(message(KvCacheFullError(20, 10)) ==
         "the request needs 20 bytes of KV cache, the limit is 10");
+  CHECK(message(PackNotFoundError("code", ">=2", {"code 1.0.0", "maths 1.0.0"})) ==
+        "no pack code >=2; known packs: code 1.0.0, maths 1.0.0");
+  CHECK(message(PackNotFoundError("code", "", {})) == "no pack code; known packs: none");
+  CHECK(message(PackIncompatibleError("code", "base_id", "smollm2-135m", "qwen3-0.6b")) ==
+        "pack code: base_id: required smollm2-135m, found qwen3-0.6b");
+  CHECK(message(BudgetExceededError("code", 20, 10, "two packs are in use")) ==
+        "pack code needs 20 bytes, the budget is 10: two packs are in use");
+  CHECK(BudgetExceededError("code", 20, 10, "").needed_bytes == 20);
   CHECK(ContextLengthError(2, 1).n_tokens == 2);
   CHECK(KvCacheFullError(2, 1).limit_bytes == 1);
   CHECK(message(CancelledError("closed")) == "closed");

@@ -130,6 +130,64 @@ TEST_CASE("wrong tensors are refused by name") {
         }) == "site.0.expert_up.weight");
 }
 
+TEST_CASE("a profile and a probe are read where the pack has them") {
+  GgufWriter writer = tiny_pack_file();
+  {
+    const TempFile file(writer.image());
+    const PackFile pack = PackFile::open(file.path());
+    CHECK(pack.profile() == nullptr);
+    CHECK(pack.probe_tokens().empty());
+    CHECK(pack.probe_effect().empty());
+  }
+  writer.add_f32_tensor("profile.centroids", {64, 3}, std::vector<float>(192, 0.5f));
+  writer.add_array<std::uint32_t>(kPrefix + "probe.tokens", kU32, {0, 49151});
+  writer.add_array<float>(kPrefix + "probe.effect", kF32, {0.0f, 0.25f});
+  const TempFile file(writer.image());
+  const PackFile pack = PackFile::open(file.path());
+  REQUIRE(pack.profile() != nullptr);
+  CHECK(pack.profile()->ne[1] == 3);
+  CHECK(pack.probe_tokens() == std::vector<std::int32_t>{0, 49151});
+  CHECK(pack.probe_effect() == std::vector<float>{0.0f, 0.25f});
+}
+
+TEST_CASE("a wrong profile is refused by name") {
+  const auto with = [](std::vector<std::uint64_t> ne, float value) {
+    return refused_field([&](GgufWriter& w) {
+      std::uint64_t n = 1;
+      for (const std::uint64_t width : ne) n *= width;
+      w.add_f32_tensor("profile.centroids", ne, std::vector<float>(n, value));
+    });
+  };
+  CHECK(with({64, 64}, 0.0f) == "accepted");
+  CHECK(with({64, 65}, 0.0f) == "profile.centroids shape");
+  CHECK(with({32, 2}, 0.0f) == "profile.centroids shape");
+  CHECK(with({64, 2, 2}, 0.0f) == "profile.centroids shape");
+  CHECK(with({64, 2}, std::numeric_limits<float>::infinity()) == "profile.centroids");
+}
+
+TEST_CASE("a wrong probe is refused by name") {
+  using Tokens = std::vector<std::int32_t>;
+  using Effect = std::vector<float>;
+  const auto with = [](const Tokens& tokens, const Effect& effect) {
+    return refused_field([&](GgufWriter& w) {
+      w.add_array<std::int32_t>(kPrefix + "probe.tokens", kI32, tokens);
+      w.add_array<float>(kPrefix + "probe.effect", kF32, effect);
+    });
+  };
+  const std::string tokens = kPrefix + "probe.tokens", effect = kPrefix + "probe.effect";
+  CHECK(with(Tokens(64, 1), Effect(64, 0.5f)) == "accepted");
+  CHECK(with(Tokens(65, 1), Effect(65, 0.5f)) == tokens);
+  CHECK(with({}, {}) == tokens);
+  CHECK(with({-1}, {0.5f}) == tokens);
+  CHECK(with({1, 2}, {0.5f}) == effect);
+  CHECK(with({1}, {-0.5f}) == effect);
+  CHECK(with({1}, {std::numeric_limits<float>::quiet_NaN()}) == effect);
+  CHECK(refused_field([&](GgufWriter& w) { w.add_array<std::int32_t>(tokens, kI32, {1}); }) ==
+        effect);
+  CHECK(refused_field([&](GgufWriter& w) { w.add_array<float>(effect, kF32, {0.5f}); }) == tokens);
+  CHECK(refused_field([&](GgufWriter& w) { w.add_array<float>(tokens, kF32, {1.0f}); }) == tokens);
+}
+
 TEST_CASE("a truncated pack is refused wherever it ends") {
   const Bytes image = tiny_pack_file({.sites = {3}}).image();
   for (std::size_t n = 0; n < image.size(); n += 1 + image.size() / 97) {

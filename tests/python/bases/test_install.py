@@ -21,11 +21,12 @@ from pathlib import Path
 import pytest
 from hub_server import COMMIT, HubState, running_hub
 
-from modularbase.bases import catalogue, http_download, install
+from modularbase.bases import catalogue, install
 from modularbase.bases.catalogue import BaseEntry, HubSource
-from modularbase.bases.progress import InstallProgress
 from modularbase.bases.store import BaseStore
 from modularbase.errors import BaseLoadError, BaseNotFoundError, InstallError
+from modularbase.storage import http_download
+from modularbase.storage.progress import InstallProgress
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -190,7 +191,7 @@ def test_no_network(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: refused
     with pytest.raises(InstallError) as caught:
         install.install("tiny")
-    assert caught.value.kind == "network" and caught.value.base == "tiny"
+    assert caught.value.kind == "network" and caught.value.name == "tiny"
     assert_nothing_installed(home)
 
 
@@ -220,7 +221,7 @@ def test_too_little_space_is_known_before_downloading(
     class Usage:
         free = 10
 
-    monkeypatch.setattr("modularbase.bases.install.shutil.disk_usage", lambda _: Usage)
+    monkeypatch.setattr("modularbase.storage.folder.shutil.disk_usage", lambda _: Usage)
     with pytest.raises(InstallError, match="10 bytes free") as caught:
         install.install("tiny")
     assert caught.value.kind == "disk_full" and not hub.ranges

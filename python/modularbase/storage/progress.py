@@ -16,13 +16,13 @@ class InstallProgress:
     """A step of an installation.
 
     Attributes:
-        base: Name of the base.
-        stage: What is being done; "wait" is for another process installing the same base.
+        name: What is installed.
+        stage: What is being done; "wait" is for another process that is installing.
         n_done: Bytes done in this stage.
         n_total: Bytes of this stage, or None if unknown.
     """
 
-    base: str
+    name: str
     stage: Stage
     n_done: int = 0
     n_total: int | None = None
@@ -55,7 +55,7 @@ class StderrProgress:
         if not is_new and not (moves and now_s - self._shown_at_s >= self._INTERVAL_S):
             return
         self._stage, self._shown_at_s = step.stage, now_s
-        text = f"{step.base}: {step.stage}{_amount(step)}"
+        text = f"{step.name}: {step.stage}{_amount(step)}"
         self._stream.write(f"\r\x1b[K{text}" if moves else f"{text}\n")
         if moves and finished:
             self._stream.write("\n")

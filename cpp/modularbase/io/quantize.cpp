@@ -1,0 +1,86 @@
+#include "modularbase/io/quantize.h"
+
+#include <ggml.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "modularbase/core/errors.h"
+
+namespace modularbase {
+namespace {
+
+struct NamedType {
+  std::string_view name;
+  ggml_type type;
+};
+
+constexpr std::array<NamedType, 6> kTypes{{{"f32", GGML_TYPE_F32},
+                                           {"f16", GGML_TYPE_F16},
+                                           {"bf16", GGML_TYPE_BF16},
+                                           {"q8_0", GGML_TYPE_Q8_0},
+                                           {"q4_0", GGML_TYPE_Q4_0},
+                                           {"q4_k", GGML_TYPE_Q4_K}}};
+
+ggml_type type_named(std::string_view name) {
+  for (const NamedType& known : kTypes) {
+    if (known.name == name) return known.type;
+  }
+  throw InvalidRequestError("type", "f32, f16, bf16, q8_0, q4_0 or q4_k", name);
+}
+
+}  // namespace
+
+std::vector<std::byte> quantize(std::span<const float> values, std::int64_t n_per_row,
+                                std::string_view type_name) {
+  const ggml_type type = type_named(type_name);
+  const std::int64_t n_block = ggml_blck_size(type);
+  if (n_per_row <= 0 || n_per_row % n_block != 0) {
+    throw InvalidRequestError("row", "a multiple of " + std::to_string(n_block) + " numbers",
+                              std::to_string(n_per_row));
+  }
+  const auto n_values = static_cast<std::int64_t>(values.size());
+  if (n_values % n_per_row != 0) {
+    throw InvalidRequestError("values", "rows of " + std::to_string(n_per_row) + " numbers",
+                              std::to_string(n_values));
+  }
+  if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
+    throw InvalidRequestError("values", "finite numbers", "NaN or infinity");
+  }
+  const std::int64_t n_rows = n_values / n_per_row;
+  std::vector<std::byte> bytes(ggml_row_size(type, n_per_row) * static_cast<std::size_t>(n_rows));
+  if (bytes.empty()) return bytes;
+  ggml_quantize_chunk(type, values.data(), bytes.data(), 0, n_rows, n_per_row, nullptr);
+  if (!ggml_validate_row_data(type, bytes.data(), bytes.size())) {
+    throw InvalidRequestError("values", "numbers that fit " + std::string(type_name),
+                              "one too large");
+  }
+  return bytes;
+}
+
+std::vector<float> dequantize(std::span<const std::byte> bytes, std::string_view type_name) {
+  const ggml_type type = type_named(type_name);
+  const std::size_t block_bytes = ggml_type_size(type);
+  if (bytes.size() % block_bytes != 0) {
+    throw InvalidRequestError("bytes", "a multiple of " + std::to_string(block_bytes),
+                              std::to_string(bytes.size()));
+  }
+  const auto n_block = static_cast<std::size_t>(ggml_blck_size(type));
+  std::vector<float> values(bytes.size() / block_bytes * n_block);
+  if (values.empty()) return values;
+  if (type == GGML_TYPE_F32) {
+    std::memcpy(values.data(), bytes.data(), bytes.size());
+    return values;
+  }
+  // ggml reads whole elements: an odd address is no place for them.
+  std::vector<std::uint64_t> aligned((bytes.size() + 7) / 8);
+  std::memcpy(aligned.data(), bytes.data(), bytes.size());
+  const auto n_values = static_cast<std::int64_t>(values.size());
+  ggml_get_type_traits(type)->to_float(aligned.data(), values.data(), n_values);
+  return values;
+}
+
+}  // namespace modularbase

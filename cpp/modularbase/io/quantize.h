@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+namespace modularbase {
+
+/// Rounds rows of `n_per_row` numbers to a type of the pack format: f32, f16, bf16, q8_0, q4_0 or
+/// q4_k. Any thread. \throws InvalidRequestError when the type is another, a row is no whole
+/// number of its blocks, or a number is not finite or too large for the type.
+std::vector<std::byte> quantize(std::span<const float> values, std::int64_t n_per_row,
+                                std::string_view type_name);
+
+/// The numbers that such bytes stand for. \throws InvalidRequestError as above, and when the bytes
+/// are no whole number of blocks.
+std::vector<float> dequantize(std::span<const std::byte> bytes, std::string_view type_name);
+
+}  // namespace modularbase

@@ -1,0 +1,120 @@
+"""A folder that processes share: locks, work in progress, and changes that appear all at once.
+
+- NAME/: what is installed; appears in one rename
+- .staging/NAME/: work in progress, worthless after a crash
+- .locks/NAME: held while something is installed or removed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+
+from modularbase.errors import InstallError
+from modularbase.storage.progress import InstallProgress, ProgressCallback
+
+HOME_VARIABLE = "MODULARBASE_HOME"
+
+_LOCK_POLL_S = 0.1
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def data_folder() -> Path:
+    """The folder all data lies in: $MODULARBASE_HOME, else the platform's place for user data."""
+    home = os.environ.get(HOME_VARIABLE)
+    return Path(home).expanduser() if home else platformdirs.user_data_path("modularbase")
+
+
+@contextlib.contextmanager
+def disk_errors(name: str, path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals into an InstallError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        place = str(error.filename or path)
+        if error.errno in _FULL:
+            reason = f"the disk is full ({error.strerror}); free some space and try again"
+            raise InstallError(reason, "disk_full", name=name, path=place) from error
+        reason = f"cannot write there ({error.strerror}); {HOME_VARIABLE} names another folder"
+        raise InstallError(reason, "unwritable", name=name, path=place) from error
+
+
+def check_space(name: str, folder: Path, n_bytes: int) -> None:
+    """Raises an InstallError where the disk of a folder has fewer bytes free."""
+    n_free = shutil.disk_usage(folder).free
+    if n_free < n_bytes:
+        reason = f"the disk has {n_free} bytes free, {n_bytes} are needed"
+        raise InstallError(reason, "disk_full", name=name, path=str(folder))
+
+
+def flush_to_disk(path: Path) -> None:
+    """Returns when a file, or the list of a folder's files, is safe from a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class SharedFolder:
+    """Installed things below one folder. Processes may share it."""
+
+    def __init__(self, root: Path) -> None:
+        """Nothing is created before it is needed."""
+        self.root = root
+
+    @contextlib.contextmanager
+    def lock(self, name: str, progress: ProgressCallback) -> Iterator[None]:
+        """Keeps other processes from changing what has this name; a crash releases it."""
+        path = self.root / ".locks" / name
+        with disk_errors(name, path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a")
+        with file:
+            while not _try_lock(file.fileno()):
+                progress(InstallProgress(name, "wait"))
+                time.sleep(_LOCK_POLL_S)
+            yield
+
+    @contextlib.contextmanager
+    def staging(self, name: str) -> Iterator[Path]:
+        """An empty folder on the same disk, gone afterwards; the caller holds the lock."""
+        folder = self.root / ".staging" / name
+        with disk_errors(name, folder):
+            if folder.exists():  # of a process that was killed
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def flush_tree(folder: Path) -> None:
+    """Flushes a folder and all below it."""
+    for path in (*folder.rglob("*"), folder):
+        flush_to_disk(path)
+
+
+def replace_folder(ready: Path, folder: Path, old: Path) -> None:
+    """Renames a flushed folder to where it belongs; what lies there goes to `old` first."""
+    if folder.exists():
+        folder.rename(old)
+    ready.rename(folder)
+    flush_to_disk(folder.parent)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
