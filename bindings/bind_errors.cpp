@@ -23,12 +23,6 @@ void translate(std::exception_ptr pointer) {  // NOLINT: the signature pybind11 
     raise("BaseLoadError", e.file, e.field, e.expected, e.found);
   } catch (const PackFormatError& e) {
     raise("PackFormatError", e.file, e.field, e.expected, e.found);
-  } catch (const PackIncompatibleError& e) {
-    raise("PackIncompatibleError", e.pack_id, e.field, e.required, e.found);
-  } catch (const PackNotFoundError& e) {
-    raise("PackNotFoundError", e.pack_id, e.reason, std::vector<std::string>{});
-  } catch (const BudgetExceededError& e) {
-    raise("BudgetExceededError", e.pack_id, e.needed_bytes, e.budget_bytes, e.reason);
   } catch (const InvalidRequestError& e) {
     raise("InvalidRequestError", e.field, e.expected, e.found);
   } catch (const ContextLengthError& e) {

@@ -19,6 +19,7 @@ __all__ = [
     "DependencyError",
     "DeviceError",
     "FileError",
+    "HistoryError",
     "InstallError",
     "InstallFailure",
     "InvalidRequestError",
@@ -197,6 +198,10 @@ class BudgetExceededError(ModularBaseError):
         self.needed_bytes = needed_bytes
         self.budget_bytes = budget_bytes
         self.reason = reason
+
+
+class HistoryError(FileError):
+    """A record of what users did that cannot be read or written."""
 
 
 class DependencyError(ModularBaseError):

@@ -24,6 +24,7 @@ EXAMPLES: list[errors.ModularBaseError] = [
     errors.PackNotFoundError(pack_id="code", required=">=2", known=["code 1.0.0"]),
     errors.PackIncompatibleError(pack_id="code", field="base_id", required="a", found="b"),
     errors.BudgetExceededError(pack_id="code", needed_bytes=9, budget_bytes=8, reason="full"),
+    errors.HistoryError(file="a.sqlite", field="user_version", expected="at most 1", found="2"),
 ]
 
 

@@ -153,7 +153,7 @@ def mix(traces: Sequence[SiteTrace], weights: torch.Tensor, policy: Policy) -> t
         best = (weights * gates).argmax(dim=1)  # [n_rows]
         return total * deltas[best, torch.arange(deltas.shape[1])]
     elected = (w * deltas).sum(dim=0).sign()
-    agreeing = w * ((deltas.sign() == elected) & (elected != 0))
+    agreeing = w * (deltas.sign() == elected)
     share = agreeing.sum(dim=0)
     mean = (agreeing * deltas).sum(dim=0) / torch.where(share > 0, share, 1)
     return total * mean

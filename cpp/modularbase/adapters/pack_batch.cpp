@@ -84,7 +84,8 @@ void PackRows::fill_padded(std::size_t pool, std::vector<std::int32_t>& slots,
   }
 }
 
-void PackBatch::fill(RowPackSets sets, std::span<const std::int32_t> out_rows) {
+void PackBatch::fill(RowPackSets sets, std::size_t n_tokens,
+                     std::span<const std::int32_t> out_rows) {
   pools_.clear();
   has_pairs_ = false;
   const PackSet* last = nullptr;
@@ -102,16 +103,20 @@ void PackBatch::fill(RowPackSets sets, std::span<const std::int32_t> out_rows) {
                               std::to_string(pools_.size()));
   }
   std::ranges::sort(pools_, std::less<>());  // equal steps get equal keys
-  all_.fill(sets, pools_);
   out_sets_.clear();
   for (const std::int32_t row : out_rows) out_sets_.push_back(sets[static_cast<std::size_t>(row)]);
-  outputs_.fill(out_sets_, pools_);
+  rows(RowScope::kTokens).fill(sets.first(n_tokens), pools_);
+  rows(RowScope::kAll).fill(sets, pools_);
+  rows(RowScope::kOutputs).fill(out_sets_, pools_);
 }
 
 std::vector<PackPoolKey> PackBatch::key() const {
   std::vector<PackPoolKey> key;
   for (std::size_t i = 0; i < pools_.size(); ++i) {
-    key.push_back({pools_[i], all_.n_uses(i), outputs_.n_uses(i)});
+    PackPoolKey& pool = key.emplace_back(PackPoolKey{pools_[i], {}});
+    for (std::size_t scope = 0; scope < kRowScopes; ++scope) {
+      pool.n_uses[scope] = rows_[scope].n_uses(i);
+    }
   }
   return key;
 }
@@ -119,18 +124,21 @@ std::vector<PackPoolKey> PackBatch::key() const {
 std::vector<PackPoolKey> PackBatch::padded_key() const {
   std::vector<PackPoolKey> key;
   for (std::size_t i = 0; i < pools_.size(); ++i) {
-    key.push_back({pools_[i], all_.n_per_row(i) * all_.shares().n_rows(),
-                   outputs_.n_per_row(i) * outputs_.shares().n_rows()});
+    PackPoolKey& pool = key.emplace_back(PackPoolKey{pools_[i], {}});
+    for (std::size_t scope = 0; scope < kRowScopes; ++scope) {
+      pool.n_uses[scope] = rows_[scope].n_per_row(i) * rows_[scope].shares().n_rows();
+    }
   }
   return key;
 }
 
 std::span<float> PackBatch::conflict(std::int64_t n_layer) {
   if (!has_pairs_) return {};
-  const std::int64_t n_rows = all_.shares().n_rows();
+  PackRows& all = rows(RowScope::kAll);
+  const std::int64_t n_rows = all.shares().n_rows();
   conflict_.assign(static_cast<std::size_t>(n_layer * n_rows),
                    std::numeric_limits<float>::quiet_NaN());
-  all_.set_conflict(conflict_.data());
+  all.set_conflict(conflict_.data());
   return conflict_;
 }
 

@@ -63,28 +63,36 @@ class PackRows {
   std::vector<const SlotPool*> pools_;
 };
 
-/// What a step's graph depends on: which pools its rows use, and how often.
+/// Which of a step's rows a layer computes.
+enum class RowScope : std::uint8_t {
+  kTokens,   // below the split: all but the rows that restart there
+  kAll,      //
+  kOutputs,  // at the end of the last layer, where it is cut to rows with an output
+};
+inline constexpr std::size_t kRowScopes = 3;
+
+/// What a step's graph depends on: which pools its rows use, and how often in each scope.
 struct PackPoolKey {
   const SlotPool* pool;
-  std::int64_t n_uses;      // of all rows
-  std::int64_t n_uses_out;  // of the rows with an output, where the last layer has only those
+  std::array<std::int64_t, kRowScopes> n_uses;
   bool operator==(const PackPoolKey&) const = default;
 };
 
 /// The packs of a step's rows. Refilled before each step.
 class PackBatch {
  public:
-  /// \param sets one a row; out_rows: the rows that the last layer's end is cut to.
+  /// \param sets one a row, token rows first.
+  /// \param n_tokens how many of them are token rows.
+  /// \param out_rows the rows that the last layer's end is cut to.
   /// \throws InvalidRequestError when a step would need more than kMaxPoolsPerStep pools.
-  void fill(RowPackSets sets, std::span<const std::int32_t> out_rows);
+  void fill(RowPackSets sets, std::size_t n_tokens, std::span<const std::int32_t> out_rows);
 
   bool empty() const { return pools_.empty(); }
   /// For fused nodes; for graphs of ggml's ops the counts are padded to whole rows.
   std::vector<PackPoolKey> key() const;
   std::vector<PackPoolKey> padded_key() const;
 
-  PackRows& all() { return all_; }
-  PackRows& outputs() { return outputs_; }
+  PackRows& rows(RowScope scope) { return rows_[static_cast<std::size_t>(scope)]; }
 
   /// Mean cosine between the deltas of a row's packs, layer by layer [n_rows, n_layer]; NaN where
   /// it has fewer than two. Empty when no row of the step has two.
@@ -93,8 +101,7 @@ class PackBatch {
  private:
   std::vector<const SlotPool*> pools_;
   std::vector<const PackSet*> out_sets_;
-  PackRows all_;
-  PackRows outputs_;
+  std::array<PackRows, kRowScopes> rows_;
   std::vector<float> conflict_;
   bool has_pairs_ = false;
 };

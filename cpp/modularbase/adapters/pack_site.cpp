@@ -90,12 +90,12 @@ Tensor build_site(GraphBuilder& g, const SiteWeights& site, Tensor x, Tensor slo
 }
 
 Tensor FusedPackSites::after_ffn(GraphBuilder& g, Tensor x, Tensor h, int layer) {
-  const bool is_cut = layer == cut_layer_;
-  PackRows& rows = is_cut ? batch_.outputs() : batch_.all();
+  const RowScope scope = scopes_.of(layer);
+  PackRows& rows = batch_.rows(scope);
   std::vector<kernels::PoolDelta> deltas;
   bool any = false;
   for (std::size_t i = 0; i < pools_.size(); ++i) {
-    const std::int64_t n_uses = is_cut ? pools_[i].n_uses_out : pools_[i].n_uses;
+    const std::int64_t n_uses = pools_[i].n_uses[static_cast<std::size_t>(scope)];
     const SiteWeights* site = site_at(*pools_[i].pool, layer);
     Tensor delta = nullptr;
     if (site && n_uses > 0) {
@@ -108,20 +108,20 @@ Tensor FusedPackSites::after_ffn(GraphBuilder& g, Tensor x, Tensor h, int layer)
 }
 
 Tensor ReferencePackSites::after_ffn(GraphBuilder& g, Tensor x, Tensor h, int layer) {
-  const bool is_cut = layer == cut_layer_;
+  const RowScope scope = scopes_.of(layer);
   for (std::size_t i = 0; i < pools_.size(); ++i) {
-    const std::int64_t n = is_cut ? pools_[i].n_uses_out : pools_[i].n_uses;
+    const std::int64_t n = pools_[i].n_uses[static_cast<std::size_t>(scope)];
     const SiteWeights* site = site_at(*pools_[i].pool, layer);
     if (!site || n == 0) continue;
-    const Inputs& inputs = inputs_for(g, i, n, is_cut);
+    const Inputs& inputs = inputs_for(g, i, n, scope);
     h = g.add(h, build_site(g, *site, x, inputs.slots, inputs.weights));
   }
   return h;
 }
 
 const ReferencePackSites::Inputs& ReferencePackSites::inputs_for(GraphBuilder& g, std::size_t pool,
-                                                                 std::int64_t n, bool is_cut) {
-  PackRows* rows = is_cut ? &batch_.outputs() : &batch_.all();
+                                                                 std::int64_t n, RowScope scope) {
+  PackRows* rows = &batch_.rows(scope);
   const auto known = std::ranges::find_if(
       inputs_, [&](const Inputs& inputs) { return inputs.pool == pool && inputs.rows == rows; });
   if (known != inputs_.end()) return *known;

@@ -7,27 +7,37 @@
 
 namespace modularbase {
 
+/// Which rows a graph's layers compute.
+struct RowScopes {
+  int split = 0;       // layers below it compute token rows only
+  int cut_layer = -1;  // computes rows with an output only; -1: none
+
+  RowScope of(int layer) const {
+    if (layer == cut_layer) return RowScope::kOutputs;
+    return layer < split ? RowScope::kTokens : RowScope::kAll;
+  }
+};
+
 /// The packs of a step's rows at every site, as fused nodes (CPU).
 class FusedPackSites final : public LayerHook {
  public:
-  /// \param cut_layer the layer whose rows are cut to those with an output; -1: none.
-  FusedPackSites(PackBatch& batch, std::vector<PackPoolKey> pools, int cut_layer)
-      : batch_(batch), pools_(std::move(pools)), cut_layer_(cut_layer) {}
+  FusedPackSites(PackBatch& batch, std::vector<PackPoolKey> pools, const RowScopes& scopes)
+      : batch_(batch), pools_(std::move(pools)), scopes_(scopes) {}
 
   Tensor after_ffn(GraphBuilder& g, Tensor x, Tensor h, int layer) override;
 
  private:
   PackBatch& batch_;
   const std::vector<PackPoolKey> pools_;
-  const int cut_layer_;
+  const RowScopes scopes_;
 };
 
 /// The same in ggml's ops: the reference, and what runs on other devices. Joins packs by their
 /// weighted sum only.
 class ReferencePackSites final : public LayerHook {
  public:
-  ReferencePackSites(PackBatch& batch, std::vector<PackPoolKey> pools, int cut_layer)
-      : batch_(batch), pools_(std::move(pools)), cut_layer_(cut_layer) {}
+  ReferencePackSites(PackBatch& batch, std::vector<PackPoolKey> pools, const RowScopes& scopes)
+      : batch_(batch), pools_(std::move(pools)), scopes_(scopes) {}
 
   Tensor after_ffn(GraphBuilder& g, Tensor x, Tensor h, int layer) override;
   /// Before each computation.
@@ -41,11 +51,11 @@ class ReferencePackSites final : public LayerHook {
     Tensor slots = nullptr;    // I32 [n_per_row * n_rows]
     Tensor weights = nullptr;  // F32 [n_per_row * n_rows]
   };
-  const Inputs& inputs_for(GraphBuilder& g, std::size_t pool, std::int64_t n, bool is_cut);
+  const Inputs& inputs_for(GraphBuilder& g, std::size_t pool, std::int64_t n, RowScope scope);
 
   PackBatch& batch_;
   const std::vector<PackPoolKey> pools_;
-  const int cut_layer_;
+  const RowScopes scopes_;
   std::vector<Inputs> inputs_;
 };
 

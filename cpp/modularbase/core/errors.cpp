@@ -32,26 +32,6 @@ FileError::FileError(std::string path, std::string_view name, std::string_view w
       expected(printable(want)),
       found(printable(got)) {}
 
-PackIncompatibleError::PackIncompatibleError(std::string_view id, std::string_view name,
-                                             std::string_view want, std::string_view got)
-    : Error("pack " + printable(id) + " does not go with this base: " + sentence(name, want, got)),
-      pack_id(id),
-      field(printable(name)),
-      required(printable(want)),
-      found(printable(got)) {}
-
-PackNotFoundError::PackNotFoundError(std::string_view id, std::string_view why)
-    : Error("pack " + printable(id) + ": " + printable(why)), pack_id(id), reason(why) {}
-
-BudgetExceededError::BudgetExceededError(std::string_view id, std::int64_t needed,
-                                         std::int64_t budget, std::string_view why)
-    : Error("pack " + printable(id) + " needs " + std::to_string(needed) + " of " +
-            std::to_string(budget) + " budgeted bytes: " + printable(why)),
-      pack_id(id),
-      needed_bytes(needed),
-      budget_bytes(budget),
-      reason(why) {}
-
 InvalidRequestError::InvalidRequestError(std::string_view name, std::string_view want,
                                          std::string_view got)
     : Error(sentence(name, want, got)),

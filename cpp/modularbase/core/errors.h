@@ -36,36 +36,6 @@ class PackFormatError : public FileError {
   using FileError::FileError;
 };
 
-/// A sound pack that does not go with this base.
-class PackIncompatibleError : public Error {
- public:
-  PackIncompatibleError(std::string_view pack_id, std::string_view field, std::string_view required,
-                        std::string_view found);
-  const std::string pack_id;
-  const std::string field;
-  const std::string required;
-  const std::string found;
-};
-
-/// A pack that is not known, or not any more.
-class PackNotFoundError : public Error {
- public:
-  PackNotFoundError(std::string_view pack_id, std::string_view reason);
-  const std::string pack_id;
-  const std::string reason;
-};
-
-/// Packs that do not fit the budget beside those that are in use or pinned.
-class BudgetExceededError : public Error {
- public:
-  BudgetExceededError(std::string_view pack_id, std::int64_t needed_bytes,
-                      std::int64_t budget_bytes, std::string_view reason);
-  const std::string pack_id;
-  const std::int64_t needed_bytes;
-  const std::int64_t budget_bytes;
-  const std::string reason;
-};
-
 /// A request that makes no sense (negative temperature, empty prompt, token id out of range).
 class InvalidRequestError : public Error {
  public:

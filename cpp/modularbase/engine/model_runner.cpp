@@ -174,7 +174,7 @@ void ModelRunner::fill_packs(const StepPlan& plan) {
       }
     }
   }
-  packs_.fill(row_packs_, plan.out_rows);
+  packs_.fill(row_packs_, static_cast<std::size_t>(plan.n_rows), plan.out_rows);
   conflict_ = packs_.conflict(model_.config.n_layer);
 }
 

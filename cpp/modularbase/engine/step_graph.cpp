@@ -47,12 +47,14 @@ void StepGraph::add_mid(GraphBuilder& g, const GraphParts& parts) {
 
 void StepGraph::add_sites(const GraphParts& parts) {
   if (key.packs.empty()) return;
-  const int cut_layer = out_rows ? static_cast<int>(parts.model->layers.size()) - 1 : -1;
+  const RowScopes scopes{
+      .split = mid ? mid->layer : 0,
+      .cut_layer = out_rows ? static_cast<int>(parts.model->layers.size()) - 1 : -1};
   if (parts.site_path == KernelPath::kFused) {
-    sites_ = std::make_unique<FusedPackSites>(*parts.packs, key.packs, cut_layer);
+    sites_ = std::make_unique<FusedPackSites>(*parts.packs, key.packs, scopes);
     return;
   }
-  auto reference = std::make_unique<ReferencePackSites>(*parts.packs, key.packs, cut_layer);
+  auto reference = std::make_unique<ReferencePackSites>(*parts.packs, key.packs, scopes);
   reference_sites = reference.get();
   sites_ = std::move(reference);
 }

@@ -15,7 +15,8 @@ struct RowPacks {
   std::array<const float*, kMaxPacks> deltas;  // [n_embd]
   std::array<float, kMaxPacks> amounts;        // weight * scale * token gate
   std::array<float, kMaxPacks> factors;        // token gate
-  std::array<float, kMaxPacks> weights;        // weight * token gate
+  std::array<float, kMaxPacks> gated;          // weight * token gate
+  std::array<float, kMaxPacks> weights;        // of the request
   std::size_t n = 0;
 };
 
@@ -29,7 +30,8 @@ RowPacks packs_of(const PackMergeArgs& args, std::int64_t row) {
     const float factor = pool.factors[share.use];
     packs.deltas[packs.n] = pool.deltas + share.use * args.n_embd;
     packs.factors[packs.n] = factor;
-    packs.weights[packs.n] = share.weight * factor;
+    packs.gated[packs.n] = share.weight * factor;
+    packs.weights[packs.n] = share.weight;
     packs.amounts[packs.n] = share.weight * share.scale * factor;
     ++packs.n;
   }
@@ -59,10 +61,14 @@ float conflict_of(const RowPacks& packs, std::int64_t n_embd) {
   return sum / static_cast<float>(n_pairs);
 }
 
+// The chosen one acts with the weight of all.
 void keep_only(RowPacks& packs, std::size_t chosen) {
+  float total = 0.0f;
   for (std::size_t i = 0; i < packs.n; ++i) {
+    total += packs.weights[i];
     if (i != chosen) packs.amounts[i] = 0.0f;
   }
+  if (packs.weights[chosen] > 0.0f) packs.amounts[chosen] *= total / packs.weights[chosen];
 }
 
 std::size_t largest(const std::array<float, kMaxPacks>& values, std::size_t n) {
@@ -108,7 +114,7 @@ void elect_signs(const RowPacks& packs, std::int64_t n_embd, float* out) {
 void merge_row(RowPacks& packs, MergePolicy policy, std::int64_t n_embd, float* out) {
   if (packs.n > 1) {
     if (policy == MergePolicy::kTies) return elect_signs(packs, n_embd, out);
-    if (policy == MergePolicy::kBest) keep_only(packs, largest(packs.weights, packs.n));
+    if (policy == MergePolicy::kBest) keep_only(packs, largest(packs.gated, packs.n));
     if (policy == MergePolicy::kPriority) choose_by_priority(packs);
   }
   blend(packs, n_embd, out);

@@ -57,7 +57,7 @@ PackResidency::Generation& PackResidency::find(GenerationId id) {
 const PackResidency::Generation& PackResidency::find(GenerationId id) const {
   const auto at = generations_.find(id);
   if (at == generations_.end()) {
-    throw PackNotFoundError("#" + std::to_string(id), "no such generation, or not any more");
+    throw PackNotFoundError("generation #" + std::to_string(id), "", {});
   }
   return *at->second;
 }

@@ -1,0 +1,1 @@
+"""Which packs a request should have, and which come next."""
