@@ -120,6 +120,23 @@ def test_two_processes_write_at_once(path: Path) -> None:
         assert packs_known(predictor, "shared") == expected
 
 
+def test_many_may_create_the_file_at_once(tmp_path: Path) -> None:
+    def work(path: Path, start: threading.Barrier) -> None:
+        start.wait(60)
+        with PackPredictor(path) as predictor:
+            predictor.acted_on("ada", [threading.current_thread().name])
+
+    for i in range(3):
+        path, start = tmp_path / f"{i}.sqlite", threading.Barrier(8)
+        threads = [threading.Thread(target=work, args=(path, start)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with PackPredictor(path) as predictor:
+            assert predictor.stats().issued == 8
+
+
 def test_threads_share_a_predictor(predictor: PackPredictor) -> None:
     def work() -> None:
         for _ in range(25):
