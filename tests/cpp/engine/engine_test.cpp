@@ -162,6 +162,9 @@ TEST_CASE("options that make no sense are refused by field") {
   CHECK(refused_option([](auto& o) { o.n_ctx = 513; }) == "n_ctx");
   CHECK(refused_option([](auto& o) { o.kv_budget_bytes = -1; }) == "kv_budget_bytes");
   CHECK(refused_option([](auto& o) { o.kv_budget_bytes = 1; }) == "kv_budget_bytes");
+  CHECK(refused_option([](auto& o) { o.pack_budget_bytes = -1; }) == "pack_budget_bytes");
+  CHECK(refused_option([](auto& o) { o.first_site = -2; }) == "first_site");
+  CHECK(refused_option([](auto& o) { o.first_site = 2; }) == "first_site");
   CHECK(refused_option([](auto& o) { o.n_batch = 0; }) == "n_batch");
   CHECK(refused_option([](auto& o) { o.n_sequences = 0; }) == "n_sequences");
   CHECK(refused_option([](auto& o) { o.n_threads = -1; }) == "n_threads");

@@ -22,11 +22,12 @@ inline constexpr std::chrono::minutes kPatience{5};
 inline constexpr float kTieGap = 2e-3f;
 
 /// One compute thread: ggml's threads spin for each other after every node, which takes seconds a
-/// request when the machine has other work.
+/// request when the machine has other work. Two groups of layers, of one layer each.
 inline EngineOptions tiny_options() {
   EngineOptions options;
   options.dtype = "keep";
   options.n_threads = 1;
+  options.first_site = 0;
   return options;
 }
 
@@ -48,7 +49,8 @@ struct TinyEngine {
 inline EngineOptions with_blocks(std::int64_t n, EngineOptions options = tiny_options()) {
   const TinyShape shape;
   const std::int64_t n_elements = 2 * shape.n_layer * shape.n_head_kv * shape.head_dim;
-  options.kv_budget_bytes = n * n_elements * kernels::kBlockTokens * 2;
+  const std::int64_t n_mid_bytes = std::int64_t{shape.n_embd} * 4;
+  options.kv_budget_bytes = n * kernels::kBlockTokens * (n_elements * 2 + n_mid_bytes);
   return options;
 }
 

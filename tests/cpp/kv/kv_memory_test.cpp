@@ -57,3 +57,31 @@ TEST_CASE("a copy takes the first tokens of every head and layer, and touches no
   memory.copy_tokens(3, 1, 37);
   CHECK(std::equal(expected.begin(), expected.end(), pool));
 }
+
+TEST_CASE("a group keeps the model's layer numbers, and its mid rows are copied with the rest") {
+  KvGeometry geometry = kGeometry;
+  geometry.first_layer = 5;
+  geometry.mid_width = 8;
+  CHECK(geometry.block_bytes() == kGeometry.block_bytes() + std::size_t{8 * 4} * kBlockTokens);
+  CHECK_FALSE(geometry.holds(4));
+  CHECK(geometry.holds(5));
+  CHECK(geometry.holds(6));
+  CHECK_FALSE(geometry.holds(7));
+  Backend backend("cpu", 1);
+  KvMemory memory(geometry, kBlocks, backend);
+  CHECK(memory.layer(6).k == memory.k(6)->data);
+  CHECK(static_cast<std::uint16_t*>(memory.k(6)->data) >
+        static_cast<std::uint16_t*>(memory.v(5)->data));
+  CHECK_THROWS(memory.k(7));
+  CHECK(memory.mid()->ne[0] == 8);
+  CHECK(memory.mid()->ne[1] == kBlocks * kBlockTokens);
+  auto* mid = static_cast<float*>(memory.mid()->data);
+  std::vector<float> expected(static_cast<std::size_t>(ggml_nelements(memory.mid())));
+  for (std::size_t i = 0; i < expected.size(); ++i) expected[i] = static_cast<float>(i);
+  std::copy(expected.begin(), expected.end(), mid);
+  constexpr std::ptrdiff_t kBlockFloats = kBlockTokens * 8;
+  std::copy_n(expected.begin() + 3 * kBlockFloats, 37 * 8, expected.begin() + kBlockFloats);
+  memory.copy_tokens(3, 1, 37);
+  CHECK(std::equal(expected.begin(), expected.end(), mid));
+  CHECK(KvMemory(kGeometry, kBlocks, backend).mid() == nullptr);
+}

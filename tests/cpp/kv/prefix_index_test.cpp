@@ -22,9 +22,9 @@ void give_back(BlockPool& pool, const std::vector<BlockId>& blocks) {
   for (const BlockId block : blocks) pool.release(block);
 }
 
-std::vector<TokenId> range(TokenId first, std::size_t n) {
-  std::vector<TokenId> tokens(n);
-  for (std::size_t i = 0; i < n; ++i) tokens[i] = first + static_cast<TokenId>(i);
+std::vector<PrefixKey> range(PrefixKey first, std::size_t n) {
+  std::vector<PrefixKey> tokens(n);
+  for (std::size_t i = 0; i < n; ++i) tokens[i] = first + i;
   return tokens;
 }
 
@@ -54,6 +54,24 @@ TEST_CASE("nothing is shared between different prefixes") {
   const PrefixMatch match = index.match(other);
   CHECK(match.shared.empty());
   CHECK(match.n_partial == 0);
+}
+
+TEST_CASE("nothing is shared between different contexts, whatever the tokens") {
+  CHECK(prefix_key(0, 5) == 5);
+  CHECK(prefix_key(7, -1) == 0x7ffffffff);  // a token never reaches into the context
+  BlockPool pool(8);
+  PrefixIndex index(pool, kBlock);
+  const auto keys = [](std::uint32_t context) {
+    std::vector<PrefixKey> found;
+    for (TokenId token = 0; token < 6; ++token) {
+      found.push_back(prefix_key(token < 5 ? 0 : context, token));
+    }
+    return found;
+  };
+  index.insert(keys(1), take(pool, 2));
+  CHECK(index.match(keys(1)).n_partial == 2);
+  CHECK(index.match(keys(2)).n_partial == 1);  // as far as both were without a context
+  CHECK(index.match(keys(2)).shared.size() == 1);
 }
 
 TEST_CASE("a longer continuation takes the place of a partly filled leaf") {
@@ -106,15 +124,15 @@ TEST_CASE("random inserts, matches and evictions: what is shared holds exactly t
   // is the prefix asked for, and the pool must end empty.
   BlockPool pool(64);
   PrefixIndex index(pool, kBlock);
-  std::map<BlockId, std::vector<TokenId>> content;
+  std::map<BlockId, std::vector<PrefixKey>> content;
   std::mt19937 random(7);
   for (int round = 0; round < 3000; ++round) {
-    std::vector<TokenId> tokens(1 + random() % 20);
-    for (TokenId& token : tokens) token = static_cast<TokenId>(random() % 2);
+    std::vector<PrefixKey> tokens(1 + random() % 20);
+    for (PrefixKey& token : tokens) token = static_cast<PrefixKey>(random() % 2);
     const PrefixMatch match = index.match(tokens);
     std::size_t at = 0;
     for (const BlockId block : match.shared) {
-      const std::vector<TokenId> expected(
+      const std::vector<PrefixKey> expected(
           tokens.begin() + static_cast<std::ptrdiff_t>(at),
           tokens.begin() + static_cast<std::ptrdiff_t>(at + kBlock));
       REQUIRE(content[block] == expected);

@@ -1,8 +1,9 @@
-// Without a hook the graph is the plain base, node for node.
+// Without a hook or a split the graph is the plain base, node for node.
 #include "modularbase/graph/layer_hook.h"
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -48,21 +49,50 @@ class HookTest {
         file_(GgufFile::open(temp_.path())),
         backend_("cpu", 1),
         model_(load_model(file_, backend_, DType::kKeep)),
-        memory_({2, 2, 32, GGML_TYPE_F16}, 1, backend_) {}
+        memory_({2, 2, 32, GGML_TYPE_F16}, 1, backend_),
+        lower_({1, 2, 32, GGML_TYPE_F16, 0, 64}, 1, backend_),
+        upper_({1, 2, 32, GGML_TYPE_F16, 1, 0}, 1, backend_) {}
 
   /// The nodes of the whole forward pass, in the order of execution.
   std::vector<std::string> nodes(KernelPath path, LayerHook* hook) {
     Graph graph(256);
     GraphBuilder g(graph);
-    const kernels::AttentionBatch batch{};
-    kernels::AttentionScratch scratch;
-    FusedAttention attention(model_->config, memory_, batch, scratch);
+    FusedAttention attention(model_->config, {{&memory_, &batch_, &scratch_}});
     const ForwardArgs args{.linear_path = path,
                            .attention = &attention,
                            .hook = hook,
+                           .mid = nullptr,
                            .token_ids = g.input("token_ids", GGML_TYPE_I32, kRows),
                            .out_rows = g.input("out_rows", GGML_TYPE_I32, 2)};
     g.output(model_->build_normed(g, args), "result_norm");
+    return nodes_of(graph);
+  }
+
+  /// The same, split behind the attention of layer 0.
+  std::vector<std::string> split_nodes(LayerHook* hook, std::int64_t n_rows,
+                                       std::int64_t n_mid_rows) {
+    Graph graph(256);
+    GraphBuilder g(graph);
+    FusedAttention attention(model_->config,
+                             {{&lower_, &batch_, &scratch_}, {&upper_, &batch_, &scratch_}});
+    MidRows mid{0, lower_.mid(), nullptr, nullptr};
+    ForwardArgs args{.linear_path = KernelPath::kFused,
+                     .attention = &attention,
+                     .hook = hook,
+                     .mid = &mid,
+                     .token_ids = nullptr,
+                     .out_rows = g.input("out_rows", GGML_TYPE_I32, 2)};
+    if (n_rows > 0) {
+      args.token_ids = g.input("token_ids", GGML_TYPE_I32, n_rows);
+      mid.write_ids = g.input("mid_write_ids", GGML_TYPE_I64, n_rows);
+    }
+    if (n_mid_rows > 0) mid.read_ids = g.input("mid_read_ids", GGML_TYPE_I32, n_mid_rows);
+    g.output(model_->build_normed(g, args), "result_norm");
+    return nodes_of(graph);
+  }
+
+ private:
+  static std::vector<std::string> nodes_of(const Graph& graph) {
     std::vector<std::string> found;
     for (int i = 0; i < ggml_graph_n_nodes(graph.cgraph()); ++i) {
       found.push_back(describe(ggml_graph_node(graph.cgraph(), i)));
@@ -70,12 +100,15 @@ class HookTest {
     return found;
   }
 
- private:
   testing::TempFile temp_;
   GgufFile file_;
   Backend backend_;
   std::unique_ptr<Model> model_;
-  KvMemory memory_;
+  KvMemory memory_;  // all layers in one group
+  KvMemory lower_;
+  KvMemory upper_;
+  kernels::AttentionBatch batch_{};
+  kernels::AttentionScratch scratch_;
 };
 
 std::vector<std::string> ops_of(const std::vector<std::string>& nodes) {
@@ -132,4 +165,42 @@ TEST_CASE("what a hook adds is what the next layer reads") {
   REQUIRE(readers.size() == 2);  // the next layer's norm, and its residual at the wanted rows
   CHECK(readers[0].starts_with("RMS_NORM"));
   CHECK(readers[1].starts_with("GET_ROWS"));
+}
+
+TEST_CASE("split, without rows that restart: one node more, which keeps the rows") {
+  HookTest test;
+  std::vector<std::string> nodes = test.split_nodes(nullptr, kRows, 0);
+  const auto keeps = std::find_if(nodes.begin(), nodes.end(), [](const std::string& node) {
+    return node.starts_with("SET_ROWS");
+  });
+  REQUIRE(keeps != nodes.end());
+  CHECK(keeps->find("<CUSTOM ffn_inp-0") != std::string::npos);
+  nodes.erase(keeps);
+  CHECK(ops_of(nodes) == ops_of(test.nodes(KernelPath::kFused, nullptr)));
+}
+
+TEST_CASE("rows that restart join behind the attention of the split's layer") {
+  HookTest test;
+  TestHook hook(true);
+  const std::vector<std::string> nodes = test.split_nodes(&hook, kRows, 3);
+  const auto has = [&](const std::string& name, const std::string& shape) {
+    return std::any_of(nodes.begin(), nodes.end(), [&](const std::string& node) {
+      return node.find(" " + name + " " + shape + " ") != std::string::npos;
+    });
+  };
+  CHECK(has("ffn_inp-0", "64 5"));
+  CHECK(has("ffn_norm-0", "64 8"));
+  CHECK(has("hooked-0", "64 8"));
+  CHECK(has("attn_norm-1", "64 8"));
+  CHECK(has("kqv_out-1", "128 8"));
+}
+
+TEST_CASE("with only rows that restart, the layers below are not there") {
+  HookTest test;
+  const std::vector<std::string> nodes = test.split_nodes(nullptr, 0, 3);
+  CHECK(ops_of(nodes) == std::vector<std::string>{"GET_ROWS", "RMS_NORM", "MUL", "CUSTOM",
+                                                  "CUSTOM",  // its FFN
+                                                  "RMS_NORM", "MUL", "CUSTOM", "CUSTOM", "CUSTOM",
+                                                  "GET_ROWS", "GET_ROWS", "CUSTOM", "RMS_NORM",
+                                                  "MUL", "CUSTOM", "CUSTOM", "RMS_NORM", "MUL"});
 }
