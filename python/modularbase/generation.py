@@ -70,6 +70,10 @@ class RawResult(Protocol):
         """Prompt tokens taken from the prefix cache."""
 
     @property
+    def n_cached_lower(self) -> int:
+        """Prompt tokens that the layers up to the first site knew."""
+
+    @property
     def n_drafted(self) -> int:
         """Tokens proposed by prompt lookup."""
 
@@ -227,6 +231,7 @@ def _usage(raw: RawResult, n_tokens: int) -> Usage:
         prompt_tokens=raw.n_prompt,
         completion_tokens=n_tokens,
         cached_tokens=raw.n_cached,
+        cached_lower_tokens=raw.n_cached_lower,
         drafted_tokens=raw.n_drafted,
         accepted_tokens=raw.n_accepted,
     )

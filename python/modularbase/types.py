@@ -66,6 +66,9 @@ class EngineOptions:
     Attributes:
         kv_type: Type of cached keys and values.
         kv_budget_bytes: Memory for the KV cache; 0 gives room for two sequences of n_ctx.
+        pack_budget_bytes: Memory for packs; 0 makes an engine without packs.
+        first_site: The lowest layer that packs are expected at: layers up to it share their KV
+            between packs. -1 is the middle layer.
         n_batch: Most rows of one forward pass.
         n_sequences: Most requests running at once.
         attention: Our fused kernel, or ggml's ops (slower; the kernel's oracle).
@@ -77,6 +80,8 @@ class EngineOptions:
 
     kv_type: Literal["f16", "bf16"] = "f16"
     kv_budget_bytes: int = 0
+    pack_budget_bytes: int = 256 << 20
+    first_site: int = -1
     n_batch: int = 512
     n_sequences: int = 64
     attention: Literal["fused", "reference"] = "fused"
@@ -92,6 +97,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int  # of prompt_tokens, taken from the prefix cache
+    cached_lower_tokens: int = 0  # of prompt_tokens, known to the layers up to the first site
     drafted_tokens: int = 0
     accepted_tokens: int = 0
 

@@ -129,6 +129,8 @@ ARGUMENTS: dict[str, list[Any]] = {
 OPTIONS: dict[str, list[Any]] = {
     "kv_type": ["q8_0", None],
     "kv_budget_bytes": [-1, 100, 2**45, 2**62, 2**63, "1GB"],  # nor may it try to allocate those
+    "pack_budget_bytes": [-1, 2**63, "1GB"],
+    "first_site": [-2, 3, 2**31, "middle"],
     "n_batch": [0, -1, 10**6, 2**40, "x"],
     "n_sequences": [0, -1, 10**6],
     "attention": ["flash"],

@@ -150,6 +150,7 @@ def test_usage_and_timings(own_engine: Engine) -> None:
         usage, timings = result.usage, result.timings
         assert (usage.prompt_tokens, usage.completion_tokens) == (100, 10)
         assert usage.cached_tokens == n_cached
+        assert usage.cached_lower_tokens == n_cached
         assert (usage.drafted_tokens, usage.accepted_tokens) == (0, 0)
         assert min(timings.queue_ms, timings.prefill_ms, timings.decode_ms) > 0
         assert timings.ttft_ms == timings.queue_ms + timings.prefill_ms

@@ -101,6 +101,25 @@ TEST_CASE("a repeated prompt is taken from the cache and gives the same tokens")
   CHECK(off.engine.stats().n_free_blocks == off.engine.info().n_kv_blocks);
 }
 
+TEST_CASE("an engine without packs keeps all layers in one group and answers the same") {
+  const RequestSpec spec = greedy(random_ids(1, 200), 16);
+  TinyEngine tiny;
+  EngineOptions options = tiny_options();
+  options.pack_budget_bytes = 0;
+  TinyEngine without(options);
+  CHECK(tiny.engine.info().first_site == 0);
+  CHECK(without.engine.info().first_site == -1);
+  CHECK(without.engine.info().kv_bytes < tiny.engine.info().kv_bytes);  // no rows to restart from
+  const Alone alone = run_alone(tiny.engine, spec);
+  CHECK(same_tokens(ids_of(finished(without.engine.submit(spec))), alone));
+  const RequestResult again = finished(without.engine.submit(spec));
+  CHECK(again.n_cached == 199);
+  CHECK(again.n_cached_lower == 199);
+  CHECK(same_tokens(ids_of(again), alone));
+  CHECK(without.engine.stats().n_mid_rows == 0);
+  check_no_block_lost(without.engine);
+}
+
 TEST_CASE("requests that branch from one prefix, at once, do not write into each other's blocks") {
   const Ids prefix = random_ids(2, 100);  // a whole block and a part
   std::vector<RequestSpec> specs;
