@@ -12,13 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from modularbase.errors import InstallError
-from modularbase.storage.folder import (
-    SharedFolder,
-    data_folder,
-    disk_errors,
-    flush_tree,
-    replace_folder,
-)
+from modularbase.storage.files import flush_tree
+from modularbase.storage.folder import SharedFolder, data_folder, disk_errors, replace_folder
 
 _RECORD = "base.json"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
@@ -23,6 +23,7 @@ from modularbase.errors import PackFormatError
 # Names of folders and parts of "id@version": letters and digits of any script, no separators.
 _ID = re.compile(r"[^\W_][\w.-]{0,63}")
 _SEMVER = re.compile(r"\d+\.\d+\.\d+(-?(a|b|rc)\d+)?")
+_Model = TypeVar("_Model", bound=BaseModel)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -72,6 +73,7 @@ PackVersion = Annotated[str, AfterValidator(_check_version)]
 Specifier = Annotated[str, AfterValidator(_check_specifier)]
 Digest = Annotated[str, AfterValidator(_check_digest)]
 Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+AdapterType = Literal["f16", "bf16", "f32"]
 ExpertType = Literal["q4_k", "q4_0", "q8_0", "f16"]
 
 
@@ -96,7 +98,7 @@ class PackRequirement(_Part):
 class Quantisation(_Part):
     """Types of the weights, and what rounding them cost."""
 
-    adapters: Literal["f16", "bf16"] = "f16"
+    adapters: AdapterType = "f16"
     experts: ExpertType = "q4_0"
     kl: float | None = Field(default=None, ge=0)  # to the unquantised pack, nats a token
 
@@ -175,11 +177,16 @@ def parse_manifest(text: str | bytes, file: str) -> Manifest:
     Raises:
         PackFormatError: Not JSON, a field missing or unknown, or a value out of its range.
     """
+    return parse_model(Manifest, text, file)
+
+
+def parse_model(model: type[_Model], text: str | bytes, file: str) -> _Model:
+    """Reads JSON of any pydantic model, with errors as `parse_manifest` has them."""
     try:
-        return Manifest.model_validate_json(text)
+        return model.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "manifest"
+        field = ".".join(str(part) for part in first["loc"]) or model.__name__.lower()
         found = "nothing" if first["type"] == "missing" else _shown(first["input"])
         raise PackFormatError(file, field, first["msg"].removeprefix("Value error, "), found) from (
             error

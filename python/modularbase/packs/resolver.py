@@ -10,7 +10,7 @@ from packaging.version import Version
 from resolvelib import AbstractProvider, BaseReporter, ResolutionImpossible, Resolver
 from resolvelib.resolvers import RequirementInformation
 
-from modularbase.errors import DependencyError
+from modularbase.errors import DependencyError, PackIncompatibleError
 from modularbase.packs.manifest import Manifest, PackRequirement
 
 
@@ -30,7 +30,7 @@ class Resolution:
 
 
 class _Provider(AbstractProvider[PackRequirement, Manifest, str]):
-    def __init__(self, source: PackSource, roots: Iterable[str], base: BaseVersion) -> None:
+    def __init__(self, source: PackSource, roots: Iterable[str], base: BaseVersion | None) -> None:
         self._source = source
         self._roots = set(roots)
         self._base = base
@@ -54,11 +54,11 @@ class _Provider(AbstractProvider[PackRequirement, Manifest, str]):
             manifest
             for manifest in self._source.versions(identifier)
             if manifest.version not in excluded
-            and self._base.suits(manifest)
+            and (self._base is None or self._base.suits(manifest))
             and all(requirement.accepts(manifest.version) for requirement in wanted)
         ]
         # The newest first; a pre-release only where no release suits.
-        return sorted(suitable, key=_preference, reverse=True)
+        return sorted(suitable, key=preference, reverse=True)
 
     def is_satisfied_by(self, requirement: PackRequirement, candidate: Manifest) -> bool:
         return requirement.accepts(candidate.version)
@@ -78,16 +78,27 @@ class BaseVersion:
         """Whether a pack says that it was made for this base."""
         return manifest.base_id == self.id and manifest.suits_base(self.version)
 
+    def check(self, manifest: Manifest) -> None:
+        """Raises a PackIncompatibleError unless a pack was made for this base."""
+        if manifest.base_id != self.id:
+            raise PackIncompatibleError(manifest.id, "base_id", manifest.base_id, self.id)
+        if not manifest.suits_base(self.version):
+            required = " or ".join(manifest.base_compatibility) or "no version"
+            raise PackIncompatibleError(
+                manifest.id, "base_compatibility", required, f"{self.id} {self.version}"
+            )
+
 
 def resolve(
-    requirements: Sequence[PackRequirement], source: PackSource, base: BaseVersion
+    requirements: Sequence[PackRequirement], source: PackSource, base: BaseVersion | None
 ) -> Resolution:
     """Chooses a version of every pack that the requirements need, directly or not.
 
     Args:
         requirements: What is asked for.
         source: Where manifests are found.
-        base: The base they must suit.
+        base: The base they must suit; None where it is not known yet: then a pack and what it
+            needs must at least be for the same one.
 
     Raises:
         DependencyError: A pack is unknown, no set of versions satisfies everybody, packs that
@@ -105,10 +116,12 @@ def resolve(
         for pack_id in chosen
     }
     _refuse_conflicts(chosen)
+    _refuse_other_bases(chosen)
     return Resolution(tuple(_ordered(chosen)), needed_by)
 
 
-def _preference(manifest: Manifest) -> tuple[bool, Version]:
+def preference(manifest: Manifest) -> tuple[bool, Version]:
+    """The greatest is the one to take: the newest, a pre-release only where no release is."""
     version = Version(manifest.version)
     return not version.is_prerelease, version
 
@@ -149,10 +162,20 @@ def _refuse_conflicts(chosen: Mapping[str, Manifest]) -> None:
                 )
 
 
+def _refuse_other_bases(chosen: Mapping[str, Manifest]) -> None:
+    for manifest in chosen.values():
+        for other in (chosen[dependency.id] for dependency in manifest.dependencies):
+            if other.base_id != manifest.base_id:
+                raise DependencyError(
+                    f"{_named(manifest)} is for base {manifest.base_id} and needs {_named(other)}, "
+                    f"which is for {other.base_id}: name the base they shall suit"
+                )
+
+
 def _explain(
     causes: Iterable[RequirementInformation[PackRequirement, Manifest]],
     source: PackSource,
-    base: BaseVersion,
+    base: BaseVersion | None,
 ) -> str:
     asked: dict[str, list[str]] = {}
     for requirement, parent in causes:
@@ -165,11 +188,11 @@ def _explain(
     )
 
 
-def _known(versions: Sequence[Manifest], base: BaseVersion) -> str:
+def _known(versions: Sequence[Manifest], base: BaseVersion | None) -> str:
     if not versions:
         return "no such pack is known"
-    suitable = [manifest.version for manifest in versions if base.suits(manifest)]
-    if not suitable:
+    suitable = [m.version for m in versions if base is None or base.suits(m)]
+    if base is not None and not suitable:
         bases = sorted({manifest.base_id for manifest in versions})
         return f"known versions are not for base {base.id} {base.version} but {', '.join(bases)}"
     return "known: " + ", ".join(sorted(suitable, key=Version))

@@ -19,6 +19,7 @@ from pathlib import Path
 import platformdirs
 
 from modularbase.errors import InstallError
+from modularbase.storage.files import flush_to_disk
 from modularbase.storage.progress import InstallProgress, ProgressCallback
 
 HOME_VARIABLE = "MODULARBASE_HOME"
@@ -55,15 +56,6 @@ def check_space(name: str, folder: Path, n_bytes: int) -> None:
         raise InstallError(reason, "disk_full", name=name, path=str(folder))
 
 
-def flush_to_disk(path: Path) -> None:
-    """Returns when a file, or the list of a folder's files, is safe from a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class SharedFolder:
     """Installed things below one folder. Processes may share it."""
 
@@ -96,12 +88,6 @@ class SharedFolder:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def flush_tree(folder: Path) -> None:
-    """Flushes a folder and all below it."""
-    for path in (*folder.rglob("*"), folder):
-        flush_to_disk(path)
 
 
 def replace_folder(ready: Path, folder: Path, old: Path) -> None:

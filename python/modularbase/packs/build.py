@@ -1,0 +1,162 @@
+"""From trained weights to a pack that can be installed; and from one expert type to another."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from modularbase.errors import InvalidRequestError, PackFormatError
+from modularbase.packs import archive
+from modularbase.packs.manifest import ExpertType, Manifest, parse_manifest
+from modularbase.packs.pack_file import read_pack, rounding_errors, write_pack
+from modularbase.packs.project import (
+    DIST_FOLDER,
+    WEIGHTS_FOLDER,
+    TrainConfig,
+    archive_path,
+    read_config,
+    read_manifest,
+)
+from modularbase.packs.weights import PackGeometry, PackWeights
+from modularbase.packs.weights_file import SUFFIXES, read_weights
+from modularbase.storage.digest import sha256_of
+from modularbase.types import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What was built, and what rounding cost.
+
+    Attributes:
+        manifest: As it is in the pack.
+        gguf: The pack file, or None where only an archive was made.
+        archive: The archive, or None where only a pack file was made.
+        errors: Relative RMS error of each rounded matrix, by tensor.
+    """
+
+    manifest: Manifest
+    gguf: Path | None
+    archive: Path | None
+    errors: Mapping[str, float]
+
+
+def build(project: Path) -> BuildReport:
+    """Builds a project's weights into dist/pack.gguf and dist/ID-VERSION.mbpack.
+
+    Raises:
+        PackFormatError: The project or its weights are not what they should be.
+        OSError: dist/ cannot be written.
+    """
+    manifest, config = read_manifest(project), read_config(project)
+    if manifest.base_id != config.base:
+        raise PackFormatError(str(project), "train.toml base", manifest.base_id, config.base)
+    source = _weights_path(project)
+    tensors = read_weights(source)
+    weights = PackWeights(
+        geometry=_geometry(config, tensors, source),
+        tensors=tensors,
+        manifest=manifest,
+        scale=config.geometry.scale,
+    )
+    (project / DIST_FOLDER).mkdir(exist_ok=True)
+    gguf, target = project / DIST_FOLDER / archive.GGUF, archive_path(project, manifest)
+    written = write_pack(gguf, weights).manifest
+    licence = project / archive.LICENCE
+    archive.write_archive(
+        target,
+        gguf,
+        _text(project / archive.README),
+        _text(licence) if licence.exists() else None,
+    )
+    return BuildReport(written, gguf, target, _errors(weights))
+
+
+def quantize(source: Path, target: Path, experts: ExpertType, version: str) -> BuildReport:
+    """Writes a pack anew with another type of experts.
+
+    Args:
+        source: An archive or a pack file.
+        target: The same kind of file.
+        experts: The type wanted.
+        version: Of the new pack: a version has one content.
+
+    Raises:
+        InvalidRequestError: The kinds differ, the version is the old one, or none at all.
+        PackFormatError: The source is not a sound pack.
+        OSError: The target cannot be written.
+    """
+    is_archive = source.suffix == archive.SUFFIX
+    if (target.suffix == archive.SUFFIX) != is_archive:
+        raise InvalidRequestError("output", f"a {source.suffix} file, as the input", str(target))
+    if not is_archive:
+        weights = _requantized(source, experts, version)
+        return BuildReport(write_pack(target, weights).manifest, target, None, _errors(weights))
+    with tempfile.TemporaryDirectory(prefix="modularbase-") as name:
+        folder = Path(name)
+        archive.unpack(source, folder, lambda _: None)
+        weights = _requantized(folder / archive.GGUF, experts, version)
+        gguf, licence = folder / "quantized.gguf", folder / archive.LICENCE
+        write_pack(gguf, weights)
+        written = archive.write_archive(
+            target,
+            gguf,
+            _text(folder / archive.README),
+            _text(licence) if licence.exists() else None,
+        )
+        return BuildReport(written, None, target, _errors(weights))
+
+
+def _requantized(gguf: Path, experts: ExpertType, version: str) -> PackWeights:
+    weights = read_pack(gguf)
+    old = weights.manifest
+    if version == old.version:
+        raise InvalidRequestError("version", f"another one than {old.version}", version)
+    origin = "sha256:" + sha256_of(gguf, lambda _: None)
+    changes = {
+        "version": version,
+        "quantisation": old.quantisation.model_copy(update={"experts": experts, "kl": None}),
+        "training": old.training.model_copy(update={"derived_from": origin}),
+    }
+    manifest = parse_manifest(old.model_copy(update=changes).to_json(), "the new pack")
+    return replace(weights, manifest=manifest)
+
+
+def _errors(weights: PackWeights) -> dict[str, float]:
+    said = weights.manifest.quantisation
+    return rounding_errors(weights.tensors, said.experts, said.adapters)
+
+
+def _weights_path(project: Path) -> Path:
+    folder = project / WEIGHTS_FOLDER
+    found = [path for suffix in SUFFIXES for path in sorted(folder.glob(f"*{suffix}"))]
+    if len(found) != 1:
+        expected = "one .safetensors or .npz file"
+        names = ", ".join(path.name for path in found) or "none"
+        raise PackFormatError(str(folder), "weights", expected, names)
+    return found[0]
+
+
+def _geometry(config: TrainConfig, tensors: Mapping[str, FloatArray], source: Path) -> PackGeometry:
+    first = tensors.get("site.0.in.weight")
+    if first is None or first.ndim != 2:
+        found = "none" if first is None else f"{first.ndim} dimensions"
+        raise PackFormatError(str(source), "site.0.in.weight", "a matrix", found)
+    said = config.geometry
+    return PackGeometry(
+        n_embd=first.shape[1],
+        d_inner=said.d_inner,
+        d_ff=said.d_ff,
+        n_expert=said.n_expert,
+        n_expert_used=said.n_expert_used,
+        sites=said.sites,
+        norm_eps=said.norm_eps,
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise PackFormatError(str(path), "file", "UTF-8 text", str(error)) from error

@@ -1,0 +1,251 @@
+"""Installed packs.
+
+- packs/ID/VERSION/: pack.gguf, manifest.json, README.md, maybe LICENSE, and record.json; appears
+  in one rename and never changes, so a version has one content
+- packs/.staging/changes/commit/ID/VERSION/: verified packs on their way there; a process that is
+  killed between two renames leaves them to the next one, which finishes the change
+- packs/.locks: see storage/folder.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from packaging.version import Version
+
+from modularbase.errors import DependencyError, InstallError, PackFormatError, PackNotFoundError
+from modularbase.packs.archive import GGUF, MANIFEST
+from modularbase.packs.manifest import Manifest, PackRequirement, parse_manifest
+from modularbase.packs.resolver import preference
+from modularbase.storage.files import flush_tree
+from modularbase.storage.folder import SharedFolder, data_folder, disk_errors, replace_folder
+from modularbase.storage.progress import ProgressCallback, no_progress
+
+_RECORD = "record.json"
+_CHANGES = "changes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackRecord:
+    """What is kept about an installed pack, in record.json.
+
+    Attributes:
+        sha256: Digest of pack.gguf.
+        source: Path or URL it came from.
+        installed_at: UTC time, ISO 8601.
+        n_bytes: Size of pack.gguf.
+    """
+
+    sha256: str
+    source: str
+    installed_at: str
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledPack:
+    """A pack in the store."""
+
+    manifest: Manifest
+    record: PackRecord
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """The pack file."""
+        return self.folder / GGUF
+
+    def __str__(self) -> str:
+        return f"{self.manifest.id} {self.manifest.version}"
+
+
+class PackStore(SharedFolder):
+    """Installed packs below one folder. Processes may share it."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        """Uses root, or the user's data folder; nothing is created before it is needed."""
+        super().__init__((root or data_folder()) / "packs")
+
+    def folder(self, pack_id: str, version: str) -> Path:
+        """Where an installed pack lies."""
+        return self.root / pack_id / version
+
+    def names(self) -> list[tuple[str, str]]:
+        """Ids and versions of all that is installed, sound or not."""
+        try:
+            return sorted(
+                (by_id.name, by_version.name)
+                for by_id in self.root.iterdir()
+                if by_id.is_dir() and not by_id.name.startswith(".")
+                for by_version in by_id.iterdir()
+            )
+        except FileNotFoundError:
+            return []
+
+    def read(self, pack_id: str, version: str) -> InstalledPack:
+        """One installed pack.
+
+        Raises:
+            InstallError: It is not installed, or damaged.
+        """
+        folder, name = self.folder(pack_id, version), f"{pack_id} {version}"
+        if not folder.exists():
+            raise InstallError("it is not installed", "not_installed", name=name)
+        try:
+            raw = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+            record = PackRecord(**{field.name: raw[field.name] for field in fields(PackRecord)})
+            manifest = parse_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+            n_bytes = (folder / GGUF).stat().st_size
+        except (OSError, ValueError, KeyError, TypeError, PackFormatError) as error:
+            raise damaged(name, folder, str(error)) from error
+        if (manifest.id, manifest.version) != (pack_id, version):
+            raise damaged(name, folder, f"it says that it is {manifest.id} {manifest.version}")
+        if n_bytes != record.n_bytes:
+            raise damaged(name, folder, f"{n_bytes} bytes instead of {record.n_bytes}")
+        return InstalledPack(manifest, record, folder)
+
+    def packs(self) -> list[InstalledPack]:
+        """All installed packs that are sound, by id, the oldest version first."""
+        found = []
+        for pack_id, version in self.names():
+            with contextlib.suppress(InstallError):  # `names` and `read` tell of damaged ones
+                found.append(self.read(pack_id, version))
+        return sorted(found, key=lambda p: (p.manifest.id, Version(p.manifest.version)))
+
+    def versions(self, pack_id: str) -> Sequence[Manifest]:
+        """All installed versions of a pack: the store is a `PackSource`."""
+        return [pack.manifest for pack in self.packs() if pack.manifest.id == pack_id]
+
+    def find(self, requirement: PackRequirement) -> InstalledPack:
+        """The newest installed version that suits; a pre-release only where no release does.
+
+        Raises:
+            PackNotFoundError: None does.
+        """
+        packs = self.packs()
+        suitable = [pack for pack in packs if _suits(pack, requirement)]
+        if not suitable:
+            known = [str(pack) for pack in packs]
+            raise PackNotFoundError(requirement.id, requirement.version, known)
+        return max(suitable, key=lambda pack: preference(pack.manifest))
+
+    @contextlib.contextmanager
+    def changing(self, progress: ProgressCallback = no_progress) -> Iterator[Path]:
+        """Holds the store's lock; gives a folder for work in progress.
+
+        Raises:
+            InstallError: The data folder cannot be written.
+        """
+        with self.lock(_CHANGES, progress):
+            self._finish_killed_change()
+            with self.staging(_CHANGES) as stage, disk_errors("packs", self.root):
+                yield stage
+
+    def publish(self, ready: Path, order: Sequence[Manifest], stage: Path) -> None:
+        """Installs prepared packs: all of them, or none; the caller is `changing`.
+
+        Args:
+            ready: Holds ID/VERSION/ of each, below `stage`; `write_record` has been called.
+            order: What it holds, dependencies first.
+            stage: The folder of `changing`.
+        """
+        flush_tree(ready)
+        commit = stage / "commit"
+        ready.rename(commit)
+        flush_tree(stage)
+        moved: list[Path] = []
+        try:
+            for manifest in order:
+                self._move_in(commit / manifest.id / manifest.version, manifest.id, stage)
+                moved.append(self.folder(manifest.id, manifest.version))
+        except BaseException:  # also when interrupted
+            for i, folder in enumerate(moved):
+                folder.rename(stage / f"undone{i}")
+            raise
+
+    def remove(self, requirement: PackRequirement) -> list[InstalledPack]:
+        """Removes all installed versions that suit; returns them.
+
+        Raises:
+            PackNotFoundError: None does.
+            DependencyError: Packs that stay need them.
+            InstallError: The data folder cannot be written.
+        """
+        with self.changing() as stage:
+            doomed = self._suitable(requirement)
+            self._refuse_needed(doomed)
+            self._discard(doomed, stage)
+        return doomed
+
+    def remove_needed(self, requirement: PackRequirement) -> list[InstalledPack]:
+        """Removes as `remove` does, though other packs may need what goes."""
+        with self.changing() as stage:
+            doomed = self._suitable(requirement)
+            self._discard(doomed, stage)
+        return doomed
+
+    def discard_damaged(self, pack_id: str, version: str) -> None:
+        """Removes what lies there, sound or not; nothing is done where nothing is."""
+        with self.changing() as stage:
+            folder = self.folder(pack_id, version)
+            if folder.exists():
+                folder.rename(stage / "old")
+
+    def _suitable(self, requirement: PackRequirement) -> list[InstalledPack]:
+        newest = self.find(requirement)
+        return [
+            pack
+            for pack in self.packs()
+            if pack.manifest.id == newest.manifest.id and _suits(pack, requirement)
+        ]
+
+    def _refuse_needed(self, doomed: Sequence[InstalledPack]) -> None:
+        remaining = [pack for pack in self.packs() if pack not in doomed]
+        needs = [
+            f"{pack} needs {dependency}"
+            for pack in remaining
+            for dependency in pack.manifest.dependencies
+            if any(_suits(gone, dependency) for gone in doomed)
+            and not any(_suits(other, dependency) for other in remaining)
+        ]
+        if needs:
+            names = ", ".join(str(pack) for pack in doomed)
+            raise DependencyError(f"cannot remove {names}: {'; '.join(needs)}")
+
+    def _discard(self, doomed: Sequence[InstalledPack], stage: Path) -> None:
+        for i, pack in enumerate(doomed):
+            pack.folder.rename(stage / f"old{i}")  # at once, even if deleting is cut short
+            with contextlib.suppress(OSError):  # other versions are still there
+                pack.folder.parent.rmdir()
+
+    def _move_in(self, ready: Path, pack_id: str, stage: Path) -> None:
+        folder = self.folder(pack_id, ready.name)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # What is there is damaged, else it would not be installed anew.
+        replace_folder(ready, folder, stage / f"old-{pack_id}-{ready.name}")
+
+    def _finish_killed_change(self) -> None:
+        stage = self.root / ".staging" / _CHANGES
+        with disk_errors("packs", stage):
+            for ready in sorted((stage / "commit").glob("*/*")):
+                self._move_in(ready, ready.parent.name, stage)
+
+
+def write_record(folder: Path, record: PackRecord) -> None:
+    """Adds record.json to a pack's folder."""
+    text = json.dumps(asdict(record), ensure_ascii=False, indent=2) + "\n"
+    (folder / _RECORD).write_text(text, encoding="utf-8")
+
+
+def damaged(name: str, folder: Path, why: str) -> InstallError:
+    """The error of an installed pack that is not what was installed."""
+    reason = f"the installation is damaged ({why}); remove it and install it again"
+    return InstallError(reason, "broken", name=name, path=str(folder))
+
+
+def _suits(pack: InstalledPack, requirement: PackRequirement) -> bool:
+    return pack.manifest.id == requirement.id and requirement.accepts(pack.manifest.version)
