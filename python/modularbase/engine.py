@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -15,14 +15,30 @@ import numpy as np
 from modularbase import _core
 from modularbase.bases import install
 from modularbase.bases.chat_template import ChatTemplate
+from modularbase.bases.identity import BaseIdentity
 from modularbase.bases.text_stream import StopMatcher
 from modularbase.bases.tokenizer import Tokenizer
-from modularbase.errors import BaseLoadError, CancelledError, InvalidRequestError
+from modularbase.byte_sizes import parse_bytes
+from modularbase.engine_packs import EnginePacks
+from modularbase.errors import CancelledError, InvalidRequestError
 from modularbase.generation import Generation
+from modularbase.pack_requests import PackPreparer, Predictor, PreparedPacks, parse_packs
+from modularbase.request_specs import (
+    assign,
+    attributes,
+    chosen_params,
+    fill_spec,
+    member_named,
+    positive,
+    stop_strings,
+    token_ids,
+    utf8_path,
+)
 from modularbase.types import (
     EngineOptions,
     FloatArray,
     Message,
+    Packs,
     Prompt,
     Result,
     SamplingParams,
@@ -30,6 +46,7 @@ from modularbase.types import (
 )
 
 _WAIT_MS = 100
+_PACK_TIMEOUT_S = 60.0  # for a pack's first load, where the request has no timeout
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
@@ -38,7 +55,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
     Raises:
         BaseLoadError: The file is not a usable GGUF file.
     """
-    return _core.read_gguf_metadata(_utf8_path(path))
+    return _core.read_gguf_metadata(utf8_path(path))
 
 
 def build_info() -> dict[str, object]:
@@ -57,6 +74,8 @@ class Engine:
         self._path = path
         self._core = core
         self._metadata = metadata
+        self._default_packs: tuple[str, ...] = ()
+        self._predictor: Predictor | None = None
 
     @classmethod
     def load(
@@ -67,7 +86,9 @@ class Engine:
         n_threads: int | None = None,
         n_ctx: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        packs: Literal["none"] = "none",
+        pack_budget: int | str | None = None,
+        default_packs: Sequence[str] = (),
+        predictor: Predictor | None = None,
         options: EngineOptions | None = None,
     ) -> Engine:
         """Loads a base into memory.
@@ -81,7 +102,10 @@ class Engine:
             n_ctx: Longest sequence in tokens; None takes what the base was trained for, at most
                 32768.
             device: Where to compute.
-            packs: Only "none" so far: the plain base.
+            pack_budget: Memory for resident packs, in bytes or as "256MB"; 0 for an engine without
+                packs; None takes options.pack_budget_bytes.
+            default_packs: What answers, blended, where a pack and its own fallbacks fail.
+            predictor: Preloads what it expects next (`modularbase.routing.PackPredictor`).
             options: What is rarely changed.
 
         Raises:
@@ -90,17 +114,20 @@ class Engine:
             InvalidRequestError: An argument makes no sense.
             DeviceError: The device is not there or has too little memory.
         """
-        if packs != "none":
-            raise InvalidRequestError("packs", "'none'", repr(packs))
         path = install.resolve(os.fsdecode(base), install=True)
         raw = _core.EngineOptions()
         for field in fields(EngineOptions):
-            _assign(raw, field.name, getattr(options or EngineOptions(), field.name))
-        _assign(raw, "dtype", dtype)
-        _assign(raw, "device", device)
-        raw.n_threads = 0 if n_threads is None else _positive("n_threads", n_threads)
-        raw.n_ctx = 0 if n_ctx is None else _positive("n_ctx", n_ctx)
-        return cls(path, _core.Engine(_utf8_path(path), raw), read_metadata(path))
+            assign(raw, field.name, getattr(options or EngineOptions(), field.name))
+        assign(raw, "dtype", dtype)
+        assign(raw, "device", device)
+        raw.n_threads = 0 if n_threads is None else positive("n_threads", n_threads)
+        raw.n_ctx = 0 if n_ctx is None else positive("n_ctx", n_ctx)
+        if pack_budget is not None:
+            raw.pack_budget_bytes = parse_bytes("pack_budget", pack_budget)
+        engine = cls(path, _core.Engine(utf8_path(path), raw), read_metadata(path))
+        engine._default_packs = tuple(default_packs)
+        engine._predictor = predictor
+        return engine
 
     def __enter__(self) -> Engine:
         """Returns itself."""
@@ -129,37 +156,64 @@ class Engine:
         """The base's chat template."""
         return ChatTemplate.from_metadata(self._metadata)
 
+    @cached_property
+    def base(self) -> BaseIdentity:
+        """Name, version and digest of the base."""
+        return BaseIdentity(self._path, self._metadata)
+
+    @cached_property
+    def packs(self) -> EnginePacks:
+        """The packs of this engine: list, load, evict, pin, swap.
+
+        Raises:
+            InvalidRequestError: The engine was loaded with pack_budget 0.
+        """
+        return EnginePacks(self._core.packs(), self.base, read_metadata, self._probe)
+
+    @cached_property
+    def _preparer(self) -> PackPreparer:
+        return PackPreparer(self.packs, self._default_packs, self._predictor)
+
     @property
     def info(self) -> dict[str, Any]:
         """What was loaded: path, family, sizes, bytes, threads."""
-        return _attributes(self._core.info())
+        return attributes(self._core.info())
 
     @property
     def stats(self) -> dict[str, Any]:
         """What the engine is doing, as of its last step."""
-        return _attributes(self._core.stats())
+        return attributes(self._core.stats())
 
     def submit(
-        self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        packs: Packs = None,
+        **overrides: Any,
     ) -> Generation:
-        """Queues a generation and returns at once.
+        """Queues a generation and returns; a pack's first use loads and checks it here.
 
         Args:
             prompt: Text (special tokens in it count) or token ids.
             params: How tokens are chosen.
+            packs: Names of packs, or a `PackRequest`; none is the plain base.
             **overrides: Fields of `SamplingParams`, over those of params.
 
         Raises:
             InvalidRequestError: The prompt is empty, or a parameter makes no sense.
             ContextLengthError: Prompt and max_tokens exceed the context.
             KvCacheFullError: The request could never fit the KV cache.
+            PackNotFoundError: A pack is not installed.
+            ModularBaseError: A pack cannot be had, and the request allows no fallback.
         """
-        chosen = _chosen_params(params, overrides)
+        chosen = chosen_params(params, overrides)
         # All that may be refused comes before the request runs.
-        matcher = StopMatcher(_stop_strings(chosen.stop))
+        matcher = StopMatcher(stop_strings(chosen.stop))
         tokenizer = self.tokenizer
         spec = self._spec(self._token_ids(prompt), chosen)
-        return Generation(self._core.submit(spec), tokenizer, matcher, chosen)
+        prepared = self._add_packs(spec, packs, chosen.timeout_s or _PACK_TIMEOUT_S)
+        return Generation(self._core.submit(spec), tokenizer, matcher, chosen, prepared)
 
     def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
@@ -195,7 +249,7 @@ class Engine:
         """Generates the next message of a conversation; arguments as in `submit`."""
         return self.generate(self.chat_prompt(messages), params, **overrides)
 
-    def score(self, prompt: Prompt) -> Score:
+    def score(self, prompt: Prompt, *, packs: Packs = None) -> Score:
         """Log-probability of every token given those before it, and their perplexity.
 
         Raises:
@@ -205,36 +259,67 @@ class Engine:
         spec = _core.RequestSpec()
         spec.kind = _core.RequestKind.score
         spec.prompt = ids = self._token_ids(prompt)
+        self._add_packs(spec, packs, _PACK_TIMEOUT_S)
         logprobs = self._finished(spec).logprobs
         return Score(ids, logprobs, float(np.exp(-logprobs.mean(dtype=np.float64))))
 
-    def hidden(self, prompt: Prompt, layer: int) -> FloatArray:
+    def hidden(self, prompt: Prompt, layer: int, *, packs: Packs = None) -> FloatArray:
         """The residual stream entering a layer, [n_tokens, n_embd].
 
         Args:
             prompt: Text or token ids.
             layer: 0 is the embedding; n_layer leaves the last layer; n_layer + 1 is after the
                 output norm.
+            packs: As in `submit`.
         """
-        return self._hidden(prompt, layer, _core.Pooling.none).reshape(-1, self.info["n_embd"])
+        spec = self._hidden_spec(prompt, layer, _core.Pooling.none)
+        self._add_packs(spec, packs, _PACK_TIMEOUT_S)
+        return self._finished(spec).hidden.reshape(-1, self.info["n_embd"])
 
     def embed(self, prompt: Prompt, *, pooling: Literal["mean", "last"] = "mean") -> FloatArray:
         """One vector of length 1 for a text, [n_embd]: its pooled last hidden states."""
         if pooling not in ("mean", "last"):
             raise InvalidRequestError("pooling", "'mean' or 'last'", repr(pooling))
         layer = self.info["n_layer"] + 1
-        vector = self._hidden(prompt, layer, getattr(_core.Pooling, pooling))
+        spec = self._hidden_spec(prompt, layer, getattr(_core.Pooling, pooling))
+        vector = self._finished(spec).hidden
         length = np.float32(max(float(np.linalg.norm(vector)), 1e-12))
         unit: FloatArray = vector / length
         return unit
 
-    def _hidden(self, prompt: Prompt, layer: int, pooling: _core.Pooling) -> FloatArray:
+    def _hidden_spec(self, prompt: Prompt, layer: int, pooling: _core.Pooling) -> _core.RequestSpec:
         spec = _core.RequestSpec()
         spec.kind = _core.RequestKind.hidden
         spec.prompt = self._token_ids(prompt)
-        _assign(spec, "layer", layer)
+        assign(spec, "layer", layer)
         spec.pooling = pooling
-        return self._finished(spec).hidden
+        return spec
+
+    def _probe(self, tokens: Sequence[int], generation: int | None) -> FloatArray:
+        """Final hidden states with one generation, or without: [n_tokens, n_embd]."""
+        spec = self._hidden_spec(tokens, self.info["n_layer"] + 1, _core.Pooling.none)
+        if generation is not None:
+            spec.add_pack_choice([(generation, 1.0)])
+        return self._finished(spec).hidden.reshape(len(tokens), -1)
+
+    def _add_packs(self, spec: _core.RequestSpec, packs: Packs, timeout_s: float) -> PreparedPacks:
+        request = parse_packs(packs)
+        if not request.packs:
+            return PreparedPacks(request, ())
+        spec.policy = member_named(_core.MergePolicy, "policy", request.policy)
+        spec.activation = member_named(_core.Activation, "activation", request.activation)
+        if request.fallback not in ("on_failure", "always", "never"):
+            raise InvalidRequestError(
+                "fallback", "'on_failure', 'always' or 'never'", repr(request.fallback)
+            )
+        prepared = self._preparer.prepare(request, timeout_s)
+        for choice in prepared.choices:
+            pairs = [(generation.core_id, use.weight) for use, generation in choice.uses]
+            try:
+                spec.add_pack_choice(pairs)
+            except TypeError as error:
+                raise InvalidRequestError("packs weight", "a number", repr(pairs)) from error
+        return prepared
 
     def _finished(self, spec: _core.RequestSpec) -> _core.RequestResult:
         ticket = self._core.submit(spec)
@@ -250,90 +335,10 @@ class Engine:
         return result
 
     def _token_ids(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, Iterable):
-            raise InvalidRequestError("prompt", "text or token ids", repr(prompt))
-        ids = list(prompt)
-        for token in ids:
-            if not isinstance(token, (int, np.integer)) or not -(2**31) <= token < 2**31:
-                raise InvalidRequestError("prompt", "text or token ids", repr(token))
-        return [int(token) for token in ids]
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else token_ids(prompt)
 
     def _spec(self, ids: list[int], params: SamplingParams) -> _core.RequestSpec:
         spec = _core.RequestSpec()
         spec.prompt = ids
-        sampling = spec.sampling
-        for name in _SAMPLING_FIELDS:
-            _assign(sampling, name, getattr(params, name))
-        if params.max_tokens is not None:
-            _assign(spec, "max_tokens", _positive("max_tokens", params.max_tokens))
-        spec.stop_ids = [] if params.ignore_eos else sorted(self.tokenizer.eog_ids)
-        if params.logprobs is not None:
-            _assign(spec, "n_logprobs", params.logprobs)
-            if params.logprobs < 0:  # -1 means none in the core
-                raise InvalidRequestError("logprobs", "at least 0", repr(params.logprobs))
-        _assign(spec, "n_draft", params.n_draft)
-        if params.timeout_s is not None:
-            timeout_s = params.timeout_s
-            if not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < 1e9:
-                raise InvalidRequestError("timeout_s", "a positive number", repr(timeout_s))
-            spec.set_timeout(timeout_s)
+        fill_spec(spec, params, self.tokenizer.eog_ids)
         return spec
-
-
-_SAMPLING_FIELDS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "repeat_penalty",
-    "repeat_last_n",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "seed",
-)
-
-
-def _assign(target: object, name: str, value: object) -> None:
-    try:
-        setattr(target, name, dict(value) if name == "logit_bias" else value)  # type: ignore[call-overload]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidRequestError(name, "a value of the documented type", repr(value)) from error
-
-
-def _chosen_params(params: SamplingParams | None, overrides: dict[str, Any]) -> SamplingParams:
-    try:
-        return replace(params or SamplingParams(), **overrides)
-    except TypeError as error:
-        known = ", ".join(field.name for field in fields(SamplingParams))
-        raise InvalidRequestError("sampling parameter", f"one of {known}", str(error)) from error
-
-
-def _stop_strings(stop: object) -> list[str]:
-    if isinstance(stop, str):
-        return [stop]
-    if not isinstance(stop, Iterable):
-        raise InvalidRequestError("stop", "a string or several", repr(stop))
-    return list(stop)
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise InvalidRequestError(name, "a positive whole number", repr(value))
-    return value
-
-
-def _utf8_path(path: str | os.PathLike[str]) -> str:
-    text = os.fspath(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BaseLoadError(ascii(text), "path", "UTF-8", "other bytes") from error
-    return text
-
-
-def _attributes(raw: object) -> dict[str, Any]:
-    return {name: getattr(raw, name) for name in dir(raw) if not name.startswith("_")}

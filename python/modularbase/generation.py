@@ -11,13 +11,16 @@ from modularbase.bases.text_stream import StopMatcher, StreamDecoder
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.errors import CancelledError
 from modularbase.types import (
+    Fallback,
     FinishReason,
+    FloatArray,
     Piece,
     Result,
     SamplingParams,
     Timings,
     TokenLogprobs,
     Usage,
+    UsedPack,
 )
 
 # Waits are cut so that Python can run signal handlers (Ctrl-C) between them.
@@ -82,8 +85,29 @@ class RawResult(Protocol):
         """Proposed tokens that were kept."""
 
     @property
+    def pack_choice(self) -> int:
+        """Which of the request's pack choices it ran with; -1: none."""
+
+    @property
+    def pack_errors(self) -> Sequence[str]:
+        """Why the choices before it could not be had."""
+
+    @property
+    def pack_conflict(self) -> FloatArray:
+        """Mean cosine between what its packs add, a layer."""
+
+    @property
     def timings(self) -> _Timings:
         """Where the time went."""
+
+
+class PackOutcome(Protocol):
+    """What was prepared of a request's packs."""
+
+    def outcome(
+        self, choice: int, errors: Sequence[str]
+    ) -> tuple[tuple[UsedPack, ...], tuple[Fallback, ...]]:
+        """Which packs were used, and which were given up."""
 
 
 class Ticket(Protocol):
@@ -112,11 +136,17 @@ class Generation:
     """
 
     def __init__(
-        self, ticket: Ticket, tokenizer: Tokenizer, matcher: StopMatcher, params: SamplingParams
+        self,
+        ticket: Ticket,
+        tokenizer: Tokenizer,
+        matcher: StopMatcher,
+        params: SamplingParams,
+        packs: PackOutcome,
     ) -> None:
         """Use `Engine.submit`."""
         self._ticket = ticket
         self._params = params
+        self._packs = packs
         self._decoder = StreamDecoder(tokenizer)
         self._matcher = matcher
         self._has_stops = bool(params.stop)
@@ -199,6 +229,7 @@ class Generation:
         while self._matcher.matched is not None and not self._ticket.wait_finished(_WAIT_MS):
             pass
         raw = self._ticket.result()
+        used, fallbacks = self._packs.outcome(raw.pack_choice, raw.pack_errors)
         reason = self._finish_reason(raw.finish_reason.name if raw.finish_reason else "cancelled")
         return Result(
             text="".join(piece.text for piece in self._pieces),
@@ -207,6 +238,13 @@ class Generation:
             usage=_usage(raw, len(self._tokens)),
             timings=_timings(raw, len(self._tokens)),
             logprobs=self._logprobs(),
+            packs=used,
+            fallbacks=fallbacks,
+            pack_conflict={
+                layer: float(value)
+                for layer, value in enumerate(raw.pack_conflict)
+                if value == value  # NaN: no two packs have a site there
+            },
         )
 
     def _finish_reason(self, name: str) -> FinishReason:

@@ -73,6 +73,7 @@ class EngineOptions:
         n_sequences: Most requests running at once.
         attention: Our fused kernel, or ggml's ops (slower; the kernel's oracle).
         linear: The same choice for matrix products of 16- and 32-bit weights.
+        sites: The same choice for packs.
         head: The output head by certified shortlist, or as the full product; the tokens are the
             same.
         prefix_cache: Whether KV of earlier prompts is reused.
@@ -86,8 +87,125 @@ class EngineOptions:
     n_sequences: int = 64
     attention: Literal["fused", "reference"] = "fused"
     linear: Literal["fused", "reference"] = "fused"
+    sites: Literal["fused", "reference"] = "fused"
     head: Literal["certified", "full"] = "certified"
     prefix_cache: Literal["on", "off"] = "on"
+
+
+MergePolicy: TypeAlias = Literal["blend", "best", "priority", "ties"]
+
+
+@dataclass(frozen=True, slots=True)
+class PackUse:
+    """One pack of a request.
+
+    Attributes:
+        pack: "python_code", "python_code@1.0.0" or "python_code@>=1,<2".
+        weight: Factor of what it adds; several packs share their weights' sum as 1.
+    """
+
+    pack: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackRequest:
+    """Which packs a request runs with, and how.
+
+    Attributes:
+        packs: At most four; none is the plain base.
+        policy: How several are joined at every token: "blend" adds all by weight; "best" keeps the
+            one with the largest weight x token gate, "priority" the first whose token gate is open;
+            "ties" elects a sign for every element (arXiv:2306.01708).
+        activation: "prompt": they act on all tokens. "from_here": from the prompt's last token on,
+            so that KV of the prompt is the plain base's, whichever packs come after it.
+        fallback: When a pack cannot be had, its manifest's fallback chain, the engine's default
+            packs and at last the plain base are tried, and the result says so. "on_failure": for
+            packs that are known; "always": for unknown ones, too; "never": it is an error.
+        user: Whose history this request is part of (see `modularbase.routing`).
+    """
+
+    packs: tuple[PackUse, ...] = ()
+    policy: MergePolicy = "blend"
+    activation: Literal["prompt", "from_here"] = "prompt"
+    fallback: Literal["on_failure", "always", "never"] = "on_failure"
+    user: str = ""
+
+
+Packs: TypeAlias = str | Sequence[str | PackUse] | PackRequest | None
+
+
+@dataclass(frozen=True, slots=True)
+class UsedPack:
+    """A pack that a result was made with."""
+
+    id: str
+    version: str
+    digest: str
+    weight: float  # as used: of several packs they add up to 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """Packs that could not be had."""
+
+    packs: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackStatus:
+    """What an engine knows of one generation of a pack.
+
+    Attributes:
+        id: Its name in this engine.
+        version: Of its manifest.
+        digest: "sha256:" and the digest of its file: the generation.
+        path: The file.
+        state: "known" (on disk), "loading" or "resident".
+        n_bytes: What it takes of the budget when resident.
+        slot: Where it lies, or None.
+        n_leases: Running requests that hold it.
+        is_pinned: Never evicted.
+        is_retired: Replaced, and kept for the requests that still hold it.
+        n_hits: Requests that have used it.
+        n_loads: Times it was copied into a slot.
+        idle_s: Since it was last used, or None.
+        verify_us: Time for checking the file, once.
+        load_us: Time of the last copy into a slot.
+        last_error: Why the last load failed, or "".
+    """
+
+    id: str
+    version: str
+    digest: str
+    path: str
+    state: Literal["known", "loading", "resident"]
+    n_bytes: int
+    slot: int | None
+    n_leases: int
+    is_pinned: bool
+    is_retired: bool
+    n_hits: int
+    n_loads: int
+    idle_s: float | None
+    verify_us: float
+    load_us: float
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackStats:
+    """An engine's budget for packs, and what happened to it since it was loaded."""
+
+    budget_bytes: int
+    used_bytes: int
+    n_loads: int
+    n_evictions: int
+    n_failed_loads: int
+    n_preloads: int
+    n_preload_hits: int
+    n_preload_wastes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +255,11 @@ class Result:
     usage: Usage
     timings: Timings
     logprobs: list[TokenLogprobs] | None = None
+    packs: tuple[UsedPack, ...] = ()
+    fallbacks: tuple[Fallback, ...] = ()
+    # Layer -> mean cosine between what several packs add there; below 0 they work against each
+    # other.
+    pack_conflict: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

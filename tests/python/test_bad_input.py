@@ -124,7 +124,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "dtype": ["q4", "", 5, None],
     "n_threads": [0, -1, 1.5, "2", True, 10**6, 2**31],
     "n_ctx": [0, -1, 513, 2**31, "x"],
-    "packs": ["auto", None, ["code"]],
+    "pack_budget": ["lots", "-1", -1, "5XB", True, "1e400GB"],
 }
 OPTIONS: dict[str, list[Any]] = {
     "kv_type": ["q8_0", None],

@@ -77,7 +77,7 @@ def test_generation_ends(engine: Engine) -> None:
 
 
 def test_without_max_tokens_the_context_ends_it(chat_model: Path) -> None:
-    with Engine.load(chat_model, n_threads=1, n_ctx=100, packs="none") as engine:
+    with Engine.load(chat_model, n_threads=1, n_ctx=100) as engine:
         assert engine.info["n_ctx"] == 100
         result = engine.generate(ids(30), **GREEDY)
         assert result.finish_reason == "length"

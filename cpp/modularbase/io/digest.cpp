@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__SHA__) && defined(__SSE4_1__)
 #include <immintrin.h>
@@ -35,14 +36,24 @@ void four_rounds(__m128i& abef, __m128i& cdgh, __m128i message, int group) {
 }
 
 void compress(State& state, const std::byte* blocks, std::size_t n_blocks) {
+#if defined(__AVX__)
+  // These instructions have no wide form: with the upper halves of the registers in use each waits
+  // for them (a hundred times slower, measured). So nothing below may be 256 bits wide.
+  _mm256_zeroupper();
+#endif
   const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
-  // The instructions want the state as (a b e f) and (c d g h), most significant word first.
-  auto set = [&](int a, int b, int c, int d) {
-    return _mm_set_epi32(static_cast<int>(state[a]), static_cast<int>(state[b]),
-                         static_cast<int>(state[c]), static_cast<int>(state[d]));
+  const auto pick = [](__m128i low, __m128i high, auto choice) {
+    return _mm_castps_si128(
+        _mm_shuffle_ps(_mm_castsi128_ps(low), _mm_castsi128_ps(high), decltype(choice)::value));
   };
-  __m128i abef = set(0, 1, 4, 5);
-  __m128i cdgh = set(2, 3, 6, 7);
+  using First = std::integral_constant<int, _MM_SHUFFLE(0, 1, 0, 1)>;
+  using Last = std::integral_constant<int, _MM_SHUFFLE(2, 3, 2, 3)>;
+  auto* words = reinterpret_cast<__m128i*>(state.data());
+  const __m128i abcd = _mm_loadu_si128(words);
+  const __m128i efgh = _mm_loadu_si128(words + 1);
+  // The instructions want the state as (a b e f) and (c d g h), most significant word first.
+  __m128i abef = pick(efgh, abcd, First{});
+  __m128i cdgh = pick(efgh, abcd, Last{});
   for (; n_blocks > 0; --n_blocks, blocks += 64) {
     const __m128i abef_before = abef;
     const __m128i cdgh_before = cdgh;
@@ -63,10 +74,8 @@ void compress(State& state, const std::byte* blocks, std::size_t n_blocks) {
     abef = _mm_add_epi32(abef, abef_before);
     cdgh = _mm_add_epi32(cdgh, cdgh_before);
   }
-  alignas(16) std::uint32_t words[8];
-  _mm_store_si128(reinterpret_cast<__m128i*>(words), abef);      // f e b a
-  _mm_store_si128(reinterpret_cast<__m128i*>(words + 4), cdgh);  // h g d c
-  state = {words[3], words[2], words[7], words[6], words[1], words[0], words[5], words[4]};
+  _mm_storeu_si128(words, pick(abef, cdgh, Last{}));
+  _mm_storeu_si128(words + 1, pick(abef, cdgh, First{}));
 }
 
 #else
