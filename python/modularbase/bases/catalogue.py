@@ -60,6 +60,7 @@ class BaseEntry:
         licence: SPDX identifier of the weights' licence.
         n_bytes: Size of the GGUF file, or None if not known before.
         filename: Name of the installed file.
+        n_layer: Layers of the model.
         aliases: Other names for it.
     """
 
@@ -70,14 +71,21 @@ class BaseEntry:
     licence: str
     n_bytes: int | None
     filename: str
+    n_layer: int
     aliases: tuple[str, ...] = ()
 
 
 def _hub(
-    name: str, family: Family, repo: str, filename: str, n_bytes: int | None, alias: str
+    name: str,
+    family: Family,
+    repo: str,
+    filename: str,
+    n_bytes: int | None,
+    n_layer: int,
+    alias: str,
 ) -> BaseEntry:
     source = HubSource(repo, filename)
-    return BaseEntry(name, family, source, None, "apache-2.0", n_bytes, filename, (alias,))
+    return BaseEntry(name, family, source, None, "apache-2.0", n_bytes, filename, n_layer, (alias,))
 
 
 CATALOGUE: tuple[BaseEntry, ...] = (
@@ -94,6 +102,7 @@ CATALOGUE: tuple[BaseEntry, ...] = (
         licence="apache-2.0",
         n_bytes=98_362_432,
         filename="SmolLM2-135M-Instruct.Q4_1.gguf",
+        n_layer=30,
         aliases=("smollm2-135m-instruct",),
     ),
     _hub(
@@ -102,6 +111,7 @@ CATALOGUE: tuple[BaseEntry, ...] = (
         "HuggingFaceTB/SmolLM2-360M-Instruct-GGUF",
         "smollm2-360m-instruct-q8_0.gguf",
         386_404_992,
+        32,
         "smollm2-360m-instruct",
     ),
     _hub(
@@ -110,6 +120,7 @@ CATALOGUE: tuple[BaseEntry, ...] = (
         "Qwen/Qwen2.5-0.5B-Instruct-GGUF",
         "qwen2.5-0.5b-instruct-q8_0.gguf",
         675_710_816,
+        24,
         "qwen2.5-0.5b-instruct",
     ),
     _hub(
@@ -118,6 +129,7 @@ CATALOGUE: tuple[BaseEntry, ...] = (
         "TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF",
         "tinyllama-1.1b-chat-v1.0.Q8_0.gguf",
         None,
+        22,
         "tinyllama-1.1b-chat",
     ),
     _hub(
@@ -126,6 +138,7 @@ CATALOGUE: tuple[BaseEntry, ...] = (
         "Qwen/Qwen3-0.6B-GGUF",
         "Qwen3-0.6B-Q8_0.gguf",
         639_446_688,
+        28,
         "qwen3-0.6b-instruct",
     ),
 )

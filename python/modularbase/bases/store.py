@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from modularbase.errors import InstallError
+from modularbase.storage.disk import data_folder, disk_errors
 from modularbase.storage.files import flush_tree
-from modularbase.storage.folder import SharedFolder, data_folder, disk_errors, replace_folder
+from modularbase.storage.folder import SharedFolder, replace_folder
 
 _RECORD = "base.json"
 

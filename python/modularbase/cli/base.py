@@ -6,12 +6,11 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from modularbase.bases import install as bases
 from modularbase.cli.console import Json, err, out, print_facts, print_json
-from modularbase.storage.progress import InstallProgress
+from modularbase.cli.progress import install_bar
 
 base_app = typer.Typer(no_args_is_help=True, help="List, install and remove bases.")
 
@@ -36,21 +35,7 @@ def list_bases(as_json: Json = False) -> None:
 @base_app.command()
 def install(name: Name) -> None:
     """Downloads and verifies a base; one that is there stays as it is."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err) as progress:
-        task = progress.add_task(name, total=None)
-
-        def show(step: InstallProgress) -> None:
-            description = f"{step.name}: {step.stage}"
-            progress.update(
-                task, description=description, completed=step.n_done, total=step.n_total
-            )
-
+    with install_bar(name) as show:
         installed = bases.install(name, show)
     err.print(f"{installed.name} is installed: {installed.path}", soft_wrap=True)
 

@@ -12,6 +12,7 @@ from modularbase.cli.chat import chat
 from modularbase.cli.console import EXIT_INTERRUPTED, err, print_error
 from modularbase.cli.generate import generate
 from modularbase.cli.info import doctor, info
+from modularbase.cli.pack import pack_app
 from modularbase.cli.score import score
 from modularbase.errors import ModularBaseError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 for command in (generate, chat, bench, score, info, doctor):
     app.command()(command)
 app.add_typer(base_app, name="base")
+app.add_typer(pack_app, name="pack")
 
 
 def main() -> None:

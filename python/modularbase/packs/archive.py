@@ -45,7 +45,7 @@ def write_archive(target: Path, gguf: Path, readme: str, licence: str | None = N
 
     Raises:
         PackFormatError: The pack file is not sound.
-        OSError: The archive cannot be written.
+        InstallError: The archive cannot be written.
     """
     manifest = inspect_pack(gguf).manifest
     texts = {MANIFEST: manifest.to_json(), README: readme}
@@ -129,10 +129,10 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
     members = archive.infolist()
     seen: set[str] = set()
     for member in members:
+        _check_member(path, member)
         if member.filename in seen:
             raise PackFormatError(str(path), member.filename, "each member once", "it twice")
         seen.add(member.filename)
-        _check_member(path, member)
     for name in _REQUIRED:
         if name not in seen:
             raise PackFormatError(str(path), name, "a member of this name", "none")

@@ -22,6 +22,7 @@ from modularbase.packs.project import (
 from modularbase.packs.weights import PackGeometry, PackWeights
 from modularbase.packs.weights_file import SUFFIXES, read_weights
 from modularbase.storage.digest import sha256_of
+from modularbase.storage.disk import disk_errors
 from modularbase.types import FloatArray
 
 
@@ -47,7 +48,7 @@ def build(project: Path) -> BuildReport:
 
     Raises:
         PackFormatError: The project or its weights are not what they should be.
-        OSError: dist/ cannot be written.
+        InstallError: dist/ cannot be written.
     """
     manifest, config = read_manifest(project), read_config(project)
     if manifest.base_id != config.base:
@@ -60,7 +61,8 @@ def build(project: Path) -> BuildReport:
         manifest=manifest,
         scale=config.geometry.scale,
     )
-    (project / DIST_FOLDER).mkdir(exist_ok=True)
+    with disk_errors(manifest.id, project):
+        (project / DIST_FOLDER).mkdir(exist_ok=True)
     gguf, target = project / DIST_FOLDER / archive.GGUF, archive_path(project, manifest)
     written = write_pack(gguf, weights).manifest
     licence = project / archive.LICENCE
@@ -85,10 +87,10 @@ def quantize(source: Path, target: Path, experts: ExpertType, version: str) -> B
     Raises:
         InvalidRequestError: The kinds differ, the version is the old one, or none at all.
         PackFormatError: The source is not a sound pack.
-        OSError: The target cannot be written.
+        InstallError: The target cannot be written.
     """
     is_archive = source.suffix == archive.SUFFIX
-    if (target.suffix == archive.SUFFIX) != is_archive:
+    if source.suffix != target.suffix:
         raise InvalidRequestError("output", f"a {source.suffix} file, as the input", str(target))
     if not is_archive:
         weights = _requantized(source, experts, version)

@@ -16,6 +16,7 @@ from modularbase.packs.archive import SUFFIX, read_archive_manifest
 from modularbase.packs.manifest import Manifest, PackId, PackVersion, parse_model
 from modularbase.packs.pack_file import inspect_pack, is_pack
 from modularbase.storage.digest import sha256_of
+from modularbase.storage.disk import disk_errors
 from modularbase.storage.files import appearing
 from modularbase.storage.http_download import DownloadError, fetch
 
@@ -128,8 +129,10 @@ def write_index(folder: Path) -> PackIndex:
 
     Raises:
         PackFormatError: One of them is not sound.
-        OSError: The folder cannot be read or written.
+        InstallError: The folder cannot be read or written.
     """
+    with disk_errors(INDEX_FILE, folder):
+        entries = _scan(folder)
     packs = [
         IndexedPack(
             id=entry.manifest.id,
@@ -139,7 +142,7 @@ def write_index(folder: Path) -> PackIndex:
             n_bytes=entry.n_bytes,
             manifest=entry.manifest,
         )
-        for entry in _scan(folder)
+        for entry in entries
     ]
     index = Index(packs=tuple(packs))
     with appearing(folder / INDEX_FILE) as part:

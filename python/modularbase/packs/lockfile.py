@@ -64,7 +64,11 @@ def lock_installed(
 
 
 def write_lock(path: Path, lock: Lock) -> None:
-    """Writes a lock file, all at once."""
+    """Writes a lock file, all at once.
+
+    Raises:
+        InstallError: It cannot be written.
+    """
     with appearing(path) as part:
         part.write_text(lock.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

@@ -14,7 +14,7 @@ from modularbase.packs.index import is_url
 from modularbase.packs.manifest import Manifest
 from modularbase.packs.pack_file import inspect_pack
 from modularbase.storage.digest import OnBytes, sha256_of
-from modularbase.storage.folder import check_space
+from modularbase.storage.disk import check_space
 from modularbase.storage.http_download import DownloadError, download, size_of
 from modularbase.storage.progress import InstallProgress, ProgressCallback, Stage
 

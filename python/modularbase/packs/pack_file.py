@@ -113,7 +113,7 @@ def write_pack(path: Path, weights: PackWeights) -> PackFacts:
 
     Raises:
         PackFormatError: Tensors that do not fit the geometry or their type.
-        OSError: The file cannot be written.
+        InstallError: The file cannot be written.
     """
     check_tensors(weights, str(path))
     encoded = {

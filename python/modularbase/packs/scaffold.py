@@ -19,6 +19,7 @@ from modularbase.packs.project import (
     PROMPTS_FILE,
     WEIGHTS_FOLDER,
 )
+from modularbase.storage.disk import disk_errors
 
 N_SITES = 8
 
@@ -54,7 +55,7 @@ def init_project(
 
     Raises:
         InvalidRequestError: A file is there already, or the domain or name cannot be used.
-        OSError: The folder cannot be written.
+        InstallError: The folder cannot be written.
     """
     manifest = _manifest(domain, name, base_id, licence)
     files = {
@@ -72,10 +73,11 @@ def init_project(
     for file in files:
         if (folder / file).exists():
             raise InvalidRequestError("folder", "one without a project", str(folder / file))
-    for file, text in files.items():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        with (folder / file).open("x", encoding="utf-8") as sink:
-            sink.write(text)
+    with disk_errors(str(folder), folder):
+        for file, text in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / file).open("x", encoding="utf-8") as sink:
+                sink.write(text)
     return manifest
 
 

@@ -21,8 +21,9 @@ from modularbase.errors import DependencyError, InstallError, PackFormatError, P
 from modularbase.packs.archive import GGUF, MANIFEST
 from modularbase.packs.manifest import Manifest, PackRequirement, parse_manifest
 from modularbase.packs.resolver import preference
+from modularbase.storage.disk import data_folder, disk_errors
 from modularbase.storage.files import flush_tree
-from modularbase.storage.folder import SharedFolder, data_folder, disk_errors, replace_folder
+from modularbase.storage.folder import SharedFolder, replace_folder
 from modularbase.storage.progress import ProgressCallback, no_progress
 
 _RECORD = "record.json"

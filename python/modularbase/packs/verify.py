@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from modularbase.errors import InstallError, PackFormatError
-from modularbase.packs.archive import first_difference
+from modularbase.packs.archive import SUFFIX, first_difference, unpack
+from modularbase.packs.manifest import Manifest
 from modularbase.packs.pack_file import inspect_pack
 from modularbase.packs.store import InstalledPack, PackStore
 from modularbase.packs.tree import missing_dependencies
@@ -32,6 +35,18 @@ def verify_installed(pack_id: str, version: str, store: PackStore) -> Verdict:
         *(f"needs {need}, which is not installed" for need in _missing(pack, store)),
     ]
     return Verdict(pack_id, version, tuple(faults))
+
+
+def verify_file(path: Path) -> Manifest:
+    """Checks an archive or a pack file all through.
+
+    Raises:
+        PackFormatError: It is not sound.
+    """
+    if path.suffix != SUFFIX:
+        return inspect_pack(path).manifest
+    with tempfile.TemporaryDirectory(prefix="modularbase-") as folder:
+        return unpack(path, Path(folder), lambda _: None)
 
 
 def _content_faults(pack: InstalledPack) -> list[str]:

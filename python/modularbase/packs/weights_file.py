@@ -7,7 +7,7 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,11 +77,11 @@ def _tensor(path: Path, name: str, facts: Any, data: NDArray[np.uint8]) -> Float
     if facts["dtype"] == "BF16":  # the upper half of an F32
         wide = np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16
         return wide.view(np.float32).reshape(shape)
-    kind = "<f4" if facts["dtype"] == "F32" else "<f2"
-    return np.frombuffer(raw, dtype=kind).astype(np.float32).reshape(shape)
+    values = np.frombuffer(raw, dtype="<f4" if facts["dtype"] == "F32" else "<f2")
+    return values.astype(np.float32).reshape(shape)
 
 
-def _are_sizes(value: object) -> bool:
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 

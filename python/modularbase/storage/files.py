@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from modularbase.storage.disk import disk_errors
+
 
 def flush_to_disk(path: Path) -> None:
     """Returns when a file, or the list of a folder's files, is safe from a loss of power."""
@@ -26,12 +28,17 @@ def flush_tree(folder: Path) -> None:
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A path beside `path`; the file written there takes its place once it is on the disk."""
+    """A path beside `path`; the file written there takes its place once it is on the disk.
+
+    Raises:
+        InstallError: It cannot be written.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield part
-        flush_to_disk(part)
-        part.replace(path)
-        flush_to_disk(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    with disk_errors(path.name, path):
+        try:
+            yield part
+            flush_to_disk(part)
+            part.replace(path)
+            flush_to_disk(path.parent)
+        finally:
+            part.unlink(missing_ok=True)

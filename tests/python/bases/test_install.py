@@ -38,6 +38,7 @@ ENTRY = BaseEntry(
     licence="apache-2.0",
     n_bytes=len(CONTENT),
     filename="tiny-q8_0.gguf",
+    n_layer=2,
     aliases=("tiny-instruct",),
 )
 
@@ -221,7 +222,7 @@ def test_too_little_space_is_known_before_downloading(
     class Usage:
         free = 10
 
-    monkeypatch.setattr("modularbase.storage.folder.shutil.disk_usage", lambda _: Usage)
+    monkeypatch.setattr("modularbase.storage.disk.shutil.disk_usage", lambda _: Usage)
     with pytest.raises(InstallError, match="10 bytes free") as caught:
         install.install("tiny")
     assert caught.value.kind == "disk_full" and not hub.ranges

@@ -55,6 +55,7 @@ def entry(tmp_path: Path, source: WheelSource, monkeypatch: pytest.MonkeyPatch) 
         licence="apache-2.0",
         n_bytes=len(CONTENT),
         filename="tiny.gguf",
+        n_layer=2,
     )
     monkeypatch.setattr(catalogue, "CATALOGUE", (entry,))
     return entry
