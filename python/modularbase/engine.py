@@ -1,4 +1,4 @@
-"""The engine as Python sees it. The only module that imports the C++ extension."""
+"""The engine as Python sees it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Packs as files: what a pack says of itself, and which packs go together."""
+"""Packs as files and packages: made, found, installed, checked; which of them go together."""

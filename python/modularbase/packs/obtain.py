@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,7 +75,7 @@ def obtain(
         PackFormatError: It is not a sound pack.
         InstallError: It cannot be fetched or written, or has another digest.
     """
-    name = place.rpartition("/")[2]
+    name = _name(place)
     source = _download(place, folder / "download", name, progress) if is_url(place) else Path(place)
     if not source.is_file():
         raise InstallError("there is no such file", "not_found", path=place)
@@ -93,6 +94,11 @@ def obtain(
         raise PackFormatError(file, error.field, error.expected, error.found) from error
     digest = sha256_of(content / GGUF, _reporter(progress, name, "verify", content / GGUF))
     return ObtainedPack(manifest, content, digest, place)
+
+
+def _name(place: str) -> str:
+    path = urllib.parse.unquote(urllib.parse.urlsplit(place).path) if is_url(place) else place
+    return path.rpartition("/")[2]
 
 
 def _download(url: str, target: Path, name: str, progress: ProgressCallback) -> Path:

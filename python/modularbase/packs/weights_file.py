@@ -35,13 +35,16 @@ def read_weights(path: Path) -> dict[str, FloatArray]:
 
 def _read_npz(path: Path) -> dict[str, FloatArray]:
     try:
+        if not zipfile.is_zipfile(path):  # np.load would take it for something else
+            _refuse(path, "file", "arrays in numpy's npz format", "no zip archive")
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         _refuse(path, "file", "arrays in numpy's npz format", str(error))
     for name, array in found.items():
-        if array.dtype not in (np.float32, np.float16):
-            _refuse(path, name, "F32 or F16", str(array.dtype))
+        dtype = getattr(array, "dtype", "no array")
+        if dtype not in (np.float32, np.float16):
+            _refuse(path, name, "F32 or F16", str(dtype))
     return {name: array.astype(np.float32) for name, array in found.items()}
 
 
@@ -53,7 +56,7 @@ def _read_safetensors(path: Path) -> dict[str, FloatArray]:
             _refuse(path, "header", "a length that fits the file", str(n_header))
         try:
             header = json.loads(file.read(n_header))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             _refuse(path, "header", "JSON", str(error))
         data = np.fromfile(file, dtype=np.uint8)
     if not isinstance(header, dict):
@@ -63,11 +66,11 @@ def _read_safetensors(path: Path) -> dict[str, FloatArray]:
 
 
 def _tensor(path: Path, name: str, facts: Any, data: NDArray[np.uint8]) -> FloatArray:
-    if not isinstance(facts, Mapping) or facts.get("dtype") not in _WIDTHS:
+    if not isinstance(facts, Mapping) or facts.get("dtype") not in tuple(_WIDTHS):
         found = facts.get("dtype") if isinstance(facts, Mapping) else facts
         _refuse(path, name, "F32, F16 or BF16", repr(found))
     shape, offsets = facts.get("shape"), facts.get("data_offsets")
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+    if not _are_sizes(shape) or 0 in shape or not _are_sizes(offsets) or len(offsets) != 2:
         _refuse(path, name, "a shape and two offsets", f"{shape!r} and {offsets!r}")
     begin, end = offsets
     n_bytes = math.prod(shape) * _WIDTHS[facts["dtype"]]

@@ -7,6 +7,7 @@ import http.client
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,7 +98,7 @@ def _opened(url: str, method: str) -> Iterator[Any]:
     _check_scheme(url)
     headers = {"User-Agent": "modularbase", "Accept-Encoding": "identity"}
     try:
-        request = urllib.request.Request(url, headers=headers, method=method)
+        request = urllib.request.Request(_in_ascii(url), headers=headers, method=method)
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
@@ -113,6 +114,11 @@ def _check_scheme(url: str) -> None:
         raise DownloadError(f"not an HTTP address: {url}")
 
 
+def _in_ascii(url: str) -> str:
+    """Letters of other scripts as servers want them; what is encoded already stays."""
+    return urllib.parse.quote(url, safe="%:/?#[]@!$&'()*+,;=~")
+
+
 def _attempt(url: str, target: Path, n_bytes: int, on_bytes: OnBytes) -> str:
     """Fetches as much as it can; returns why it ended."""
     n_have = _size(target)
@@ -120,7 +126,7 @@ def _attempt(url: str, target: Path, n_bytes: int, on_bytes: OnBytes) -> str:
     if n_have:
         headers["Range"] = f"bytes={n_have}-"
     try:
-        request = urllib.request.Request(url, headers=headers)
+        request = urllib.request.Request(_in_ascii(url), headers=headers)
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
             # A server may ignore the range and send everything.
             resumes = response.status == 206

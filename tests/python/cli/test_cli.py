@@ -27,7 +27,7 @@ COMMAND = Path(sys.executable).with_name("modularbase")
 def test_help(cli: Cli) -> None:
     shown = cli("--help")
     assert shown.code == 0
-    for command in ("generate", "chat", "bench", "score", "info", "doctor", "base"):
+    for command in ("generate", "chat", "bench", "score", "info", "doctor", "base", "pack"):
         assert command in shown.out
         assert cli(command, "--help").code == 0
 
