@@ -101,8 +101,8 @@ def remove(
     """Removes all installed versions that suit."""
     store = PackStore()
     take_away = store.remove_needed if force else store.remove
-    for pack in take_away(parse_spec(name)):
-        err.print(f"{pack} is removed", markup=False)
+    for removed in take_away(parse_spec(name)):
+        err.print(f"{removed} is removed", markup=False)
 
 
 @pack_app.command()

@@ -43,7 +43,7 @@ def _check_version(value: str) -> str:
 def _check_specifier(value: str) -> str:
     text = "" if value.strip() == "*" else value
     # A bare version means exactly that one.
-    text = ",".join(f"=={part}" if _is_version(part) else part for part in _parts(text))
+    text = ",".join(f"=={part}" if is_version(part) else part for part in _parts(text))
     try:
         return str(SpecifierSet(text))
     except InvalidSpecifier as error:
@@ -60,7 +60,8 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _is_version(text: str) -> bool:
+def is_version(text: str) -> bool:
+    """Whether a text is one version, not specifiers or something else."""
     try:
         Version(text)
     except InvalidVersion:

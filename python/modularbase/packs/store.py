@@ -2,7 +2,7 @@
 
 - packs/ID/VERSION/: pack.gguf, manifest.json, README.md, maybe LICENSE, and record.json; appears
   in one rename and never changes, so a version has one content
-- packs/.staging/changes/commit/ID/VERSION/: verified packs on their way there; a process that is
+- packs/.staging/packs/commit/ID/VERSION/: verified packs on their way there; a process that is
   killed between two renames leaves them to the next one, which finishes the change
 - packs/.locks: see storage/folder.py
 """
@@ -19,15 +19,15 @@ from packaging.version import Version
 
 from modularbase.errors import DependencyError, InstallError, PackFormatError, PackNotFoundError
 from modularbase.packs.archive import GGUF, MANIFEST
-from modularbase.packs.manifest import Manifest, PackRequirement, parse_manifest
+from modularbase.packs.manifest import Manifest, PackRequirement, is_version, parse_manifest
 from modularbase.packs.resolver import preference
 from modularbase.storage.disk import data_folder, disk_errors
-from modularbase.storage.files import flush_tree
+from modularbase.storage.files import flush_to_disk, flush_tree
 from modularbase.storage.folder import SharedFolder, replace_folder
 from modularbase.storage.progress import ProgressCallback, no_progress
 
 _RECORD = "record.json"
-_CHANGES = "changes"
+_CHANGES = "packs"  # one change of the store at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,15 +77,13 @@ class PackStore(SharedFolder):
 
     def names(self) -> list[tuple[str, str]]:
         """Ids and versions of all that is installed, sound or not."""
-        try:
-            return sorted(
-                (by_id.name, by_version.name)
-                for by_id in self.root.iterdir()
-                if by_id.is_dir() and not by_id.name.startswith(".")
-                for by_version in by_id.iterdir()
-            )
-        except FileNotFoundError:
-            return []
+        return [
+            (pack_id, version)
+            for pack_id in _folders(self.root)
+            if not pack_id.startswith(".")
+            for version in _folders(self.root / pack_id)
+            if is_version(version)
+        ]
 
     def read(self, pack_id: str, version: str) -> InstalledPack:
         """One installed pack.
@@ -128,7 +126,11 @@ class PackStore(SharedFolder):
             PackNotFoundError: None does.
         """
         packs = self.packs()
-        suitable = [pack for pack in packs if _suits(pack, requirement)]
+        suitable = [
+            pack
+            for pack in packs
+            if _is_wanted((pack.manifest.id, pack.manifest.version), requirement)
+        ]
         if not suitable:
             known = [str(pack) for pack in packs]
             raise PackNotFoundError(requirement.id, requirement.version, known)
@@ -157,7 +159,7 @@ class PackStore(SharedFolder):
         flush_tree(ready)
         commit = stage / "commit"
         ready.rename(commit)
-        flush_tree(stage)
+        flush_to_disk(stage)
         moved: list[Path] = []
         try:
             for manifest in order:
@@ -168,8 +170,8 @@ class PackStore(SharedFolder):
                 folder.rename(stage / f"undone{i}")
             raise
 
-    def remove(self, requirement: PackRequirement) -> list[InstalledPack]:
-        """Removes all installed versions that suit; returns them.
+    def remove(self, requirement: PackRequirement) -> list[str]:
+        """Removes all installed versions that suit, sound or not; returns their names.
 
         Raises:
             PackNotFoundError: None does.
@@ -179,49 +181,42 @@ class PackStore(SharedFolder):
         with self.changing() as stage:
             doomed = self._suitable(requirement)
             self._refuse_needed(doomed)
-            self._discard(doomed, stage)
-        return doomed
+            return self._discard(doomed, stage)
 
-    def remove_needed(self, requirement: PackRequirement) -> list[InstalledPack]:
+    def remove_needed(self, requirement: PackRequirement) -> list[str]:
         """Removes as `remove` does, though other packs may need what goes."""
         with self.changing() as stage:
-            doomed = self._suitable(requirement)
-            self._discard(doomed, stage)
-        return doomed
+            return self._discard(self._suitable(requirement), stage)
 
-    def discard_damaged(self, pack_id: str, version: str) -> None:
-        """Removes what lies there, sound or not; nothing is done where nothing is."""
-        with self.changing() as stage:
-            folder = self.folder(pack_id, version)
-            if folder.exists():
-                folder.rename(stage / "old")
+    def _suitable(self, requirement: PackRequirement) -> list[tuple[str, str]]:
+        names = self.names()
+        found = [name for name in names if _is_wanted(name, requirement)]
+        if not found:
+            known = [" ".join(name) for name in names]
+            raise PackNotFoundError(requirement.id, requirement.version, known)
+        return found
 
-    def _suitable(self, requirement: PackRequirement) -> list[InstalledPack]:
-        newest = self.find(requirement)
-        return [
-            pack
-            for pack in self.packs()
-            if pack.manifest.id == newest.manifest.id and _suits(pack, requirement)
-        ]
-
-    def _refuse_needed(self, doomed: Sequence[InstalledPack]) -> None:
-        remaining = [pack for pack in self.packs() if pack not in doomed]
+    def _refuse_needed(self, doomed: Sequence[tuple[str, str]]) -> None:
+        staying = [name for name in self.names() if name not in doomed]
         needs = [
             f"{pack} needs {dependency}"
-            for pack in remaining
+            for pack in self.packs()
+            if (pack.manifest.id, pack.manifest.version) in staying
             for dependency in pack.manifest.dependencies
-            if any(_suits(gone, dependency) for gone in doomed)
-            and not any(_suits(other, dependency) for other in remaining)
+            if any(_is_wanted(name, dependency) for name in doomed)
+            and not any(_is_wanted(name, dependency) for name in staying)
         ]
         if needs:
-            names = ", ".join(str(pack) for pack in doomed)
+            names = ", ".join(" ".join(name) for name in doomed)
             raise DependencyError(f"cannot remove {names}: {'; '.join(needs)}")
 
-    def _discard(self, doomed: Sequence[InstalledPack], stage: Path) -> None:
-        for i, pack in enumerate(doomed):
-            pack.folder.rename(stage / f"old{i}")  # at once, even if deleting is cut short
+    def _discard(self, doomed: Sequence[tuple[str, str]], stage: Path) -> list[str]:
+        for i, name in enumerate(doomed):
+            folder = self.folder(*name)
+            folder.rename(stage / f"old{i}")  # at once, even if deleting is cut short
             with contextlib.suppress(OSError):  # other versions are still there
-                pack.folder.parent.rmdir()
+                folder.parent.rmdir()
+        return [" ".join(name) for name in doomed]
 
     def _move_in(self, ready: Path, pack_id: str, stage: Path) -> None:
         folder = self.folder(pack_id, ready.name)
@@ -248,5 +243,13 @@ def damaged(name: str, folder: Path, why: str) -> InstallError:
     return InstallError(reason, "broken", name=name, path=str(folder))
 
 
-def _suits(pack: InstalledPack, requirement: PackRequirement) -> bool:
-    return pack.manifest.id == requirement.id and requirement.accepts(pack.manifest.version)
+def _is_wanted(name: tuple[str, str], requirement: PackRequirement) -> bool:
+    pack_id, version = name
+    return pack_id == requirement.id and requirement.accepts(version)
+
+
+def _folders(parent: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in parent.iterdir() if path.is_dir())
+    except FileNotFoundError:  # nothing installed yet, or just removed
+        return []

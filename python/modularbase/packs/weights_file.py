@@ -35,10 +35,12 @@ def read_weights(path: Path) -> dict[str, FloatArray]:
 
 def _read_npz(path: Path) -> dict[str, FloatArray]:
     try:
-        if not zipfile.is_zipfile(path):  # np.load would take it for something else
-            _refuse(path, "file", "arrays in numpy's npz format", "no zip archive")
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):  # np.load would take it for something else
+                _refuse(path, "file", "arrays in numpy's npz format", "no zip archive")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         _refuse(path, "file", "arrays in numpy's npz format", str(error))
     for name, array in found.items():

@@ -178,7 +178,7 @@ def test_what_a_build_refuses(project: Path) -> None:
 
 
 def test_weights_of_all_types(tmp_path: Path) -> None:
-    values = np.float32([[1.5, -2.0], [0.25, 96.0]])  # exact in all of them
+    values = np.array([[1.5, -2.0], [0.25, 96.0]], np.float32)  # exact in all of them
     upper = (values.view(np.uint32) >> 16).astype(np.uint16)
     path = tmp_path / "w.safetensors"
     path.write_bytes(

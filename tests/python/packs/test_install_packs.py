@@ -406,14 +406,13 @@ def test_remove(home: Path, index: PackIndex) -> None:
     with pytest.raises(DependencyError, match=r"code 1\.0\.0 needs reasoning <2,>=1\.1"):
         store.remove(PackRequirement(id="reasoning"))
     install(["reasoning@2.0.0"], indexes=[index])
-    assert names(store.remove(PackRequirement(id="reasoning", version="2.0.0"))) == [
-        "reasoning 2.0.0"
-    ]
-    assert names(store.remove_needed(PackRequirement(id="logic"))) == ["logic 1.0.0"]
+    newer = PackRequirement(id="reasoning", version="2.0.0")
+    assert store.remove(newer) == ["reasoning 2.0.0"]
+    assert store.remove_needed(PackRequirement(id="logic")) == ["logic 1.0.0"]
     assert verify_installed("reasoning", "1.1.0", store).faults == (
         "needs logic, which is not installed",
     )
-    assert names(store.remove(PackRequirement(id="code"))) == ["code 1.0.0"]
+    assert store.remove(PackRequirement(id="code")) == ["code 1.0.0"]
     assert not (home / "packs" / "code").exists()
     with pytest.raises(PackNotFoundError):
         store.remove(PackRequirement(id="code"))
@@ -439,7 +438,9 @@ def test_damage_is_seen_and_repaired(damage: str, home: Path, index: PackIndex) 
     else:
         folder = folder.rename(folder.with_name("3.0.0"))
     assert verify_installed("logic", folder.name, store).faults
-    if damage in ("content", "folder"):  # seen by `verify` alone; the other has another name
+    if damage in ("content", "folder"):  # seen by `verify` alone, or of another name
+        assert store.remove(PackRequirement(id="logic")) == [f"logic {folder.name}"]
+        assert store.names() == []
         return
     with pytest.raises(InstallError, match="install it again") as caught:
         store.read("logic", "1.0.0")
@@ -448,6 +449,14 @@ def test_damage_is_seen_and_repaired(damage: str, home: Path, index: PackIndex) 
     assert install(["logic"], indexes=[index])[0].record.sha256 == pack.record.sha256
     assert verify_installed("logic", "1.0.0", store).faults == ()
     assert_clean(home)
+
+
+def test_folders_of_others_are_no_packs(home: Path, index: PackIndex) -> None:
+    install(["logic"], indexes=[index])
+    (home / "packs" / "logic" / "1.0.0.backup").mkdir()
+    (home / "packs" / "logic" / "notes").mkdir()
+    (home / "packs" / "file").write_text("")
+    assert PackStore().names() == [("logic", "1.0.0")]
 
 
 def test_tree(index: PackIndex) -> None:
