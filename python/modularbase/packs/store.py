@@ -221,6 +221,7 @@ class PackStore(SharedFolder):
     def _move_in(self, ready: Path, pack_id: str, stage: Path) -> None:
         folder = self.folder(pack_id, ready.name)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        flush_to_disk(self.root)
         # What is there is damaged, else it would not be installed anew.
         replace_folder(ready, folder, stage / f"old-{pack_id}-{ready.name}")
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from modularbase.errors import PackFormatError
 from modularbase.packs.manifest import Manifest, Quantisation
 from modularbase.types import FloatArray
@@ -80,7 +78,7 @@ def tensor_shapes(geometry: PackGeometry) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(weights: PackWeights, file: str) -> None:
-    """Refuses missing, unknown and misshapen tensors and numbers that are not finite.
+    """Refuses missing, unknown and misshapen tensors.
 
     Raises:
         PackFormatError: Naming the tensor.
@@ -94,8 +92,6 @@ def check_tensors(weights: PackWeights, file: str) -> None:
             raise PackFormatError(file, name, f"a tensor of shape {list(shape)}", "none")
         if array.shape != shape:
             raise PackFormatError(file, f"{name} shape", str(list(shape)), str(list(array.shape)))
-        if not np.isfinite(array).all():
-            raise PackFormatError(file, name, "finite numbers", "NaN or infinity")
 
 
 def type_of(name: str, quantisation: Quantisation) -> WeightType:

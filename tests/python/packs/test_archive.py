@@ -145,6 +145,16 @@ def test_a_bomb_that_lies_about_its_size(gguf: Path, tmp_path: Path) -> None:
     assert not written.exists() or written.stat().st_size <= 100
 
 
+def test_a_member_shorter_than_it_says(gguf: Path, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.mbpack", members(gguf) | {"README.md": b"x" * 77})
+    stored = struct.pack("<II", 77, 77)  # sizes in the archive and unpacked
+    raw = path.read_bytes()
+    assert raw.count(stored) == 2
+    path.write_bytes(raw.replace(stored, struct.pack("<II", 77, 78)))
+    error = refused(path, tmp_path)
+    assert (error.field, error.found) == ("README.md", "77")
+
+
 def test_a_compressed_pack_file(gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.mbpack"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
