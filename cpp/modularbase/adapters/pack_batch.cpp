@@ -18,14 +18,21 @@ void PackRows::fill(RowPackSets sets, std::span<const SlotPool* const> pools) {
 void PackRows::add_uses(RowPackSets sets, const SlotPool* pool, std::size_t index) {
   auto& rows = use_rows_[index];
   auto& runs = runs_[index];
-  std::vector<std::pair<int, std::int32_t>> uses;  // slot, row
+  auto& amounts = amounts_[index];
+  struct Use {
+    int slot;
+    std::int32_t row;
+    float amount;
+    auto operator<=>(const Use&) const = default;
+  };
+  std::vector<Use> uses;
   n_per_row_[index] = 0;
   for (std::size_t row = 0; row < sets.size(); ++row) {
     if (!sets[row]) continue;
     std::int64_t n = 0;
     for (const PackSet::Entry& entry : sets[row]->entries) {
       if (entry.pool != pool) continue;
-      uses.emplace_back(entry.slot, static_cast<std::int32_t>(row));
+      uses.push_back({entry.slot, static_cast<std::int32_t>(row), entry.weight * entry.scale});
       ++n;
     }
     n_per_row_[index] = std::max(n_per_row_[index], n);
@@ -33,14 +40,16 @@ void PackRows::add_uses(RowPackSets sets, const SlotPool* pool, std::size_t inde
   std::ranges::sort(uses);
   rows.clear();
   runs.clear();
-  for (const auto& [slot, row] : uses) {
+  amounts.clear();
+  for (const auto& [slot, row, amount] : uses) {
     if (runs.empty() || runs.back().slot != slot) {
       runs.push_back({slot, static_cast<std::int32_t>(rows.size()), 0});
     }
     ++runs.back().n;
     rows.push_back(row);
+    amounts.push_back(amount);
   }
-  steps_[index].uses = {rows, runs};
+  steps_[index].uses = {rows, runs, amounts};
   steps_[index].routes.resize(static_cast<std::int64_t>(rows.size()),
                               pool->geometry().n_expert_used);
 }
@@ -113,7 +122,7 @@ void PackBatch::fill(RowPackSets sets, std::size_t n_tokens,
 std::vector<PackPoolKey> PackBatch::key() const {
   std::vector<PackPoolKey> key;
   for (std::size_t i = 0; i < pools_.size(); ++i) {
-    PackPoolKey& pool = key.emplace_back(PackPoolKey{pools_[i], {}});
+    PackPoolKey& pool = key.emplace_back(PackPoolKey{pools_[i], {}, has_pairs_});
     for (std::size_t scope = 0; scope < kRowScopes; ++scope) {
       pool.n_uses[scope] = rows_[scope].n_uses(i);
     }
@@ -124,7 +133,7 @@ std::vector<PackPoolKey> PackBatch::key() const {
 std::vector<PackPoolKey> PackBatch::padded_key() const {
   std::vector<PackPoolKey> key;
   for (std::size_t i = 0; i < pools_.size(); ++i) {
-    PackPoolKey& pool = key.emplace_back(PackPoolKey{pools_[i], {}});
+    PackPoolKey& pool = key.emplace_back(PackPoolKey{pools_[i], {}, has_pairs_});
     for (std::size_t scope = 0; scope < kRowScopes; ++scope) {
       pool.n_uses[scope] = rows_[scope].n_per_row(i) * rows_[scope].shares().n_rows();
     }

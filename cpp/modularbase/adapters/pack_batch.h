@@ -54,6 +54,7 @@ class PackRows {
   std::array<kernels::PackPoolStep, kMaxPoolsPerStep> steps_;
   std::array<std::vector<std::int32_t>, kMaxPoolsPerStep> use_rows_;
   std::array<std::vector<kernels::SlotRun>, kMaxPoolsPerStep> runs_;
+  std::array<std::vector<float>, kMaxPoolsPerStep> amounts_;
   std::array<std::int64_t, kMaxPoolsPerStep> n_per_row_{};
   kernels::PackShares shares_;
   std::vector<std::int32_t> first_share_;
@@ -75,6 +76,7 @@ inline constexpr std::size_t kRowScopes = 3;
 struct PackPoolKey {
   const SlotPool* pool;
   std::array<std::int64_t, kRowScopes> n_uses;
+  bool has_pairs;  // some row of the step has two packs
   bool operator==(const PackPoolKey&) const = default;
 };
 

@@ -97,12 +97,16 @@ Tensor FusedPackSites::after_ffn(GraphBuilder& g, Tensor x, Tensor h, int layer)
   for (std::size_t i = 0; i < pools_.size(); ++i) {
     const std::int64_t n_uses = pools_[i].n_uses[static_cast<std::size_t>(scope)];
     const SiteWeights* site = site_at(*pools_[i].pool, layer);
-    Tensor delta = nullptr;
-    if (site && n_uses > 0) {
-      delta = kernels::pack_delta_node(g, *site, rows.step(i), n_uses, x);
+    if (!site || n_uses == 0) {
+      deltas.push_back({nullptr, &rows.step(i)});
+    } else if (n_uses <= kernels::kFewUses && !pools_[i].has_pairs) {
+      h = kernels::pack_add_few_node(g, *site, rows.step(i), n_uses, x, h);
+      deltas.push_back({nullptr, &rows.step(i)});
+    } else {
+      deltas.push_back(
+          {kernels::pack_delta_node(g, *site, rows.step(i), n_uses, x), &rows.step(i)});
+      any = true;
     }
-    any = any || delta;
-    deltas.push_back({delta, &rows.step(i)});
   }
   return any ? kernels::pack_merge_node(g, deltas, rows.shares(), h, layer) : h;
 }

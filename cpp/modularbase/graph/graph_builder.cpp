@@ -108,9 +108,12 @@ Tensor GraphBuilder::custom(std::unique_ptr<CustomNode> node, std::int64_t ne0, 
                         static_cast<int>(args.size()), run_custom_node, GGML_N_TASKS_MAX, raw);
 }
 
-Tensor GraphBuilder::custom_inplace(std::unique_ptr<CustomNode> node, Tensor target) {
+Tensor GraphBuilder::custom_inplace(std::unique_ptr<CustomNode> node, Tensor target,
+                                    const std::vector<Tensor>& other_sources) {
   CustomNode* raw = graph_.nodes_.emplace_back(std::move(node)).get();
-  return ggml_custom_inplace(ctx_, target, nullptr, 0, run_custom_node, GGML_N_TASKS_MAX, raw);
+  std::vector<Tensor> args(other_sources);
+  return ggml_custom_inplace(ctx_, target, args.data(), static_cast<int>(args.size()),
+                             run_custom_node, GGML_N_TASKS_MAX, raw);
 }
 
 }  // namespace modularbase

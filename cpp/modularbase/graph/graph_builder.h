@@ -70,7 +70,8 @@ class GraphBuilder {
   Tensor custom(std::unique_ptr<CustomNode> node, std::int64_t ne0, std::int64_t ne1,
                 const std::vector<Tensor>& sources);
   /// The same, writing into its first source.
-  Tensor custom_inplace(std::unique_ptr<CustomNode> node, Tensor target);
+  Tensor custom_inplace(std::unique_ptr<CustomNode> node, Tensor target,
+                        const std::vector<Tensor>& other_sources = {});
 
  private:
   Graph& graph_;

@@ -85,6 +85,14 @@ ChunkSums& chunk_sums() {
   return sums;
 }
 
+void add_scaled(const float* sums, float amount, float* y, int n_cols) {
+  for (int i = 0; i < n_cols; i += simd::kLanes) {
+    const int n = std::min(simd::kLanes, n_cols - i);
+    const simd::Vec sum = simd::load(sums + i);
+    store_part(y + i, n, simd::fma(simd::set1(amount), sum, load_part(y + i, n)));
+  }
+}
+
 template <class Product>
 void run_chunk(const GroupedLinearArgs& args, const GroupedPlan::Chunk& chunk, Product& product) {
   const RowGroup& group = args.groups[static_cast<std::size_t>(chunk.group)];
@@ -95,6 +103,11 @@ void run_chunk(const GroupedLinearArgs& args, const GroupedPlan::Chunk& chunk, P
     if (group.up_weight) product.multiply(group.up_weight, begin, end, sums.up.data());
     for (std::int64_t entry = chunk.x_begin; entry < chunk.x_end; ++entry) {
       const std::int64_t in_block = (entry - chunk.x_begin) * kColumnBlock;
+      if (args.amounts) {
+        add_scaled(sums.gate.data() + in_block, args.amounts[entry],
+                   args.y + args.y_rows[entry] * args.n_out + begin, static_cast<int>(end - begin));
+        continue;
+      }
       finish({.sums = sums.gate.data() + in_block,
               .up_sums = group.up_weight ? sums.up.data() + in_block : nullptr,
               .bias = nullptr,

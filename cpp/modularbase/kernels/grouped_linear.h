@@ -25,13 +25,15 @@ struct GroupedLinearArgs {
   std::span<const RowGroup> groups;
   const std::int32_t* x_rows;
   const std::int32_t* y_rows;
-  const float* x;                // [n_in, *]
-  float* y;                      // [n_out, *]
-  std::atomic<int>* next_chunk;  // zero before the call
+  const float* x;                  // [n_in, *]
+  float* y;                        // [n_out, *]
+  const float* amounts = nullptr;  // of each entry: y += amount * W x instead; y rows differ then
+  std::atomic<int>* next_chunk;    // zero before the call
 };
 
-/// y = W x, or silu(W x) * (U x), for every entry. Called by every thread of nth; returns when this
-/// thread finds no work left. A row's result does not depend on the other rows (see linear()).
+/// y = W x, or silu(W x) * (U x), or y += amount * W x, for every entry. Called by every thread of
+/// nth; returns when this thread finds no work left. A row's result does not depend on the other
+/// rows (see linear()).
 void grouped_linear(const GroupedLinearArgs& args, int nth);
 
 }  // namespace modularbase::kernels

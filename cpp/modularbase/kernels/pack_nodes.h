@@ -21,6 +21,14 @@ struct PackPoolStep {
 Tensor pack_delta_node(GraphBuilder& g, const SiteWeights& site, PackPoolStep& step,
                        std::int64_t n_uses, Tensor x);
 
+/// Up to so many uses, threads rather do the small parts twice than wait for each other.
+inline constexpr std::int64_t kFewUses = 8;
+
+/// A few rows, none of them with two packs: h [n_embd, n_rows] with the packs' shares added in
+/// place, in four nodes instead of seven.
+Tensor pack_add_few_node(GraphBuilder& g, const SiteWeights& site, PackPoolStep& step,
+                         std::int64_t n_uses, Tensor x, Tensor h);
+
 /// One pool's deltas at a layer (null: it has no site there), and whose token gates scale them.
 struct PoolDelta {
   Tensor delta;

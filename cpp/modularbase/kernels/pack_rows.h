@@ -17,6 +17,7 @@ struct SlotRun {
 struct PackUses {
   std::span<const std::int32_t> rows;  // of x
   std::span<const SlotRun> runs;       // in order of slots
+  std::span<const float> amounts;      // of each use: the request's weight x the pack's s_p
 };
 
 /// How the packs of one row are joined.
