@@ -62,6 +62,8 @@ class BaseEntry:
         filename: Name of the installed file.
         n_layer: Layers of the model.
         aliases: Other names for it.
+        general_name: `general.name` in its files: tells that another file, say of another type, is
+            this base.
     """
 
     name: str
@@ -73,6 +75,7 @@ class BaseEntry:
     filename: str
     n_layer: int
     aliases: tuple[str, ...] = ()
+    general_name: str | None = None
 
 
 def _hub(
@@ -104,6 +107,7 @@ CATALOGUE: tuple[BaseEntry, ...] = (
         filename="SmolLM2-135M-Instruct.Q4_1.gguf",
         n_layer=30,
         aliases=("smollm2-135m-instruct",),
+        general_name="Smollm2 135M 8k Lc100K Mix1 Ep2",
     ),
     _hub(
         "smollm2-360m",

@@ -19,7 +19,7 @@ class BaseIdentity:
     """Name, version and digest of a base.
 
     Attributes:
-        id: Name in the catalogue where the file is from there; else `general.name` in lower case
+        id: Name in the catalogue where the file is that base; else `general.name` in lower case
             with '-' between the words, or the file's name.
         version: `general.version` where it is one, else 1.0.0.
     """
@@ -41,6 +41,9 @@ def _id(path: Path, metadata: Mapping[str, object]) -> str:
         if path.name == entry.filename and path.parent.name == entry.name:
             return entry.name
     name = metadata.get("general.name")
+    for entry in CATALOGUE:
+        if entry.general_name is not None and name == entry.general_name:
+            return entry.name
     words = re.findall(r"[\w.]+", (name if isinstance(name, str) else "") or path.stem)
     return "-".join(words).lower()[:64].strip("-._") or "base"
 

@@ -92,6 +92,10 @@ def chat(
     min_p: o.MinP = 0.05,
     repeat_penalty: o.RepeatPenalty = 1.0,
     seed: o.Seed = None,
+    pack: o.Pack = None,
+    pack_budget: o.PackBudget = None,
+    policy: o.Policy = "blend",
+    fallback: o.Fallback = "on_failure",
 ) -> None:
     """Chats with a base; /help lists the commands."""
     params = o.sampling(
@@ -103,7 +107,8 @@ def chat(
         repeat_penalty=repeat_penalty,
         seed=seed,
     )
-    with o.load(base, dtype, threads, n_ctx, device) as engine:
+    params["packs"] = o.pack_request(pack, policy, fallback)
+    with o.load(base, dtype, threads, n_ctx, device, pack_budget) as engine:
         conversation = Conversation(engine, params, system)
         conversation.reset()
         if sys.stdin.isatty():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from modularbase.cli import options as o
 from modularbase.cli.console import DEFAULT_BASE, Base, Json, err, print_json, read_stdin
@@ -33,6 +35,10 @@ def generate(
     seed: o.Seed = None,
     stop: o.Stop = None,
     draft: o.Draft = 0,
+    pack: o.Pack = None,
+    pack_budget: o.PackBudget = None,
+    policy: o.Policy = "blend",
+    fallback: o.Fallback = "on_failure",
     as_json: Json = False,
 ) -> None:
     """Answers a prompt (or continues it, with --raw)."""
@@ -50,13 +56,14 @@ def generate(
         stop=stop,
         n_draft=draft,
     )
-    with o.load(base, dtype, threads, n_ctx, device) as engine:
+    packs = o.pack_request(pack, policy, fallback)
+    with o.load(base, dtype, threads, n_ctx, device, pack_budget) as engine:
         ids = (
             engine.tokenizer.encode(text)
             if raw
             else engine.chat_prompt([{"role": "user", "content": text}])
         )
-        generation = engine.submit(ids, **params)
+        generation = engine.submit(ids, packs=packs, **params)
         try:
             if not as_json:
                 for piece in generation:
@@ -78,6 +85,8 @@ def generate(
                     "completion_tokens": result.usage.completion_tokens,
                     "cached_tokens": result.usage.cached_tokens,
                 },
+                "packs": [asdict(used) for used in result.packs],
+                "fallbacks": [asdict(given_up) for given_up in result.fallbacks],
                 "timings": {
                     "ttft_ms": result.timings.ttft_ms,
                     "prefill_tps": result.timings.prefill_tps,
@@ -91,3 +100,5 @@ def generate(
             f"{result.timings.decode_tps:.1f} tokens/s, "
             f"first after {result.timings.ttft_ms:.0f} ms[/]"
         )
+        if about := o.describe_packs(result):
+            err.print(f"[dim]{escape(about)}[/]")

@@ -19,12 +19,16 @@ def score(
     threads: o.Threads = None,
     n_ctx: o.Context = None,
     device: o.Device = "auto",
+    pack: o.Pack = None,
+    pack_budget: o.PackBudget = None,
+    policy: o.Policy = "blend",
     as_json: Json = False,
 ) -> None:
     """Prints the perplexity of a text; with --json, each token's log-probability."""
     text = read_stdin() if str(file) == "-" else _read(file)
-    with o.load(base, dtype, threads, n_ctx, device) as engine:
-        result = engine.score(text)
+    packs = o.pack_request(pack, policy, "never")
+    with o.load(base, dtype, threads, n_ctx, device, pack_budget) as engine:
+        result = engine.score(text, packs=packs)
     if as_json:
         print_json(
             {
