@@ -111,6 +111,18 @@ py::array_t<float> dequantize_rows(const ByteRows& rows, const std::string& type
   return in_rows(rows.shape(0), values.data(), values.size());
 }
 
+py::array_t<float> read_gguf_rows(const std::string& path, const std::string& name) {
+  std::vector<float> values;
+  py::ssize_t n_rows = 0;
+  {
+    const py::gil_scoped_release release;
+    const GgufFile file = GgufFile::open(path);
+    values = read_floats(file, name);
+    n_rows = static_cast<py::ssize_t>(file.find_tensor(name)->ne[1]);
+  }
+  return in_rows(n_rows, values.data(), values.size());
+}
+
 py::array_t<std::uint8_t> pack_tensor_bytes(const PackFile& pack, const std::string& name) {
   const GgufTensor* tensor = pack.find_tensor(name);
   if (!tensor) throw py::key_error(name);
@@ -157,6 +169,8 @@ void bind_io(py::module_& module) {
              "All metadata of a GGUF file; strings that are not UTF-8 come as bytes.");
   module.def("read_gguf_tensors", &read_gguf_tensors, py::arg("path"),
              "(name, type, shape in ggml order, n_bytes) of every tensor of a GGUF file.");
+  module.def("read_gguf_rows", &read_gguf_rows, py::arg("path"), py::arg("name"),
+             "A matrix of a GGUF file as F32 [n_rows, n_per_row], whatever its type.");
   module.def("read_pack", &PackFile::open, py::arg("path"),
              py::call_guard<py::gil_scoped_release>(), "A pack file, once it has been checked.");
   module.def("quantize", &quantize_rows, py::arg("rows"), py::arg("type_name"),

@@ -36,6 +36,7 @@ __all__: list[str] = [
     "ggml_version",
     "quantize",
     "read_gguf_metadata",
+    "read_gguf_rows",
     "read_gguf_tensors",
     "read_pack",
 ]
@@ -663,6 +664,11 @@ def quantize(
 def read_gguf_metadata(path: str) -> dict[str, typing.Any]:
     """
     All metadata of a GGUF file; strings that are not UTF-8 come as bytes.
+    """
+
+def read_gguf_rows(path: str, name: str) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    A matrix of a GGUF file as F32 [n_rows, n_per_row], whatever its type.
     """
 
 def read_gguf_tensors(path: str) -> list[tuple[str, str, list[int], int]]:

@@ -58,6 +58,15 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
     return _core.read_gguf_metadata(utf8_path(path))
 
 
+def read_matrix(path: str | os.PathLike[str], name: str) -> FloatArray:
+    """A matrix of a GGUF file in F32, [n_rows, n_per_row].
+
+    Raises:
+        BaseLoadError: The file is not usable, or has no such matrix.
+    """
+    return _core.read_gguf_rows(utf8_path(path), name)
+
+
 def build_info() -> dict[str, object]:
     """What the C++ runtime was built with and uses here."""
     return {"ggml": _core.ggml_version, "cpu_features": _core.cpu_features()}

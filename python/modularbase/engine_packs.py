@@ -125,6 +125,7 @@ class EnginePacks:
             if _is_path(pack):
                 return self.swap(self._manifest_of(Path(pack)).id, pack, timeout_s=timeout_s)
             requirement = parse_spec(pack)
+            self._check_known(requirement)
             for manifest in resolve([requirement], self._store, self._version).packs:
                 self._point(self._open_installed(manifest), timeout_s)
         return self.status(requirement.id)
@@ -261,6 +262,17 @@ class EnginePacks:
             generation = self._open_installed(self._store.find(requirement).manifest)
             self._point_name(requirement.id, generation)
             return generation
+
+    def _check_known(self, requirement: PackRequirement) -> None:
+        """Tells an unknown pack, and one for other bases, from one whose dependencies fail."""
+        newest = self._store.find(requirement).manifest
+        suits_base = [
+            manifest
+            for manifest in self._store.versions(requirement.id)
+            if requirement.accepts(manifest.version) and self._version.suits(manifest)
+        ]
+        if not suits_base:
+            self._check_base(newest)
 
     def _open_installed(self, manifest: Manifest) -> Generation:
         self._check_base(manifest)

@@ -32,6 +32,23 @@ ggml_type type_named(std::string_view name) {
   throw InvalidRequestError("type", "f32, f16, bf16, q8_0, q4_0 or q4_k", name);
 }
 
+/// Whole blocks of a type as floats.
+std::vector<float> widen(ggml_type type, std::span<const std::byte> bytes) {
+  const auto n_block = static_cast<std::size_t>(ggml_blck_size(type));
+  std::vector<float> values(bytes.size() / ggml_type_size(type) * n_block);
+  if (values.empty()) return values;
+  if (type == GGML_TYPE_F32) {
+    std::memcpy(values.data(), bytes.data(), bytes.size());
+    return values;
+  }
+  // ggml reads whole elements: an odd address is no place for them.
+  std::vector<std::uint64_t> aligned((bytes.size() + 7) / 8);
+  std::memcpy(aligned.data(), bytes.data(), bytes.size());
+  const auto n_values = static_cast<std::int64_t>(values.size());
+  ggml_get_type_traits(type)->to_float(aligned.data(), values.data(), n_values);
+  return values;
+}
+
 }  // namespace
 
 std::vector<std::byte> quantize(std::span<const float> values, std::int64_t n_per_row,
@@ -68,19 +85,17 @@ std::vector<float> dequantize(std::span<const std::byte> bytes, std::string_view
     throw InvalidRequestError("bytes", "a multiple of " + std::to_string(block_bytes),
                               std::to_string(bytes.size()));
   }
-  const auto n_block = static_cast<std::size_t>(ggml_blck_size(type));
-  std::vector<float> values(bytes.size() / block_bytes * n_block);
-  if (values.empty()) return values;
-  if (type == GGML_TYPE_F32) {
-    std::memcpy(values.data(), bytes.data(), bytes.size());
-    return values;
+  return widen(type, bytes);
+}
+
+std::vector<float> read_floats(const GgufFile& file, const std::string& name) {
+  const GgufTensor* tensor = file.find_tensor(name);
+  if (!tensor) throw BaseLoadError(file.path(), "tensor " + name, "present", "missing");
+  if (tensor->type != GGML_TYPE_F32 && !ggml_get_type_traits(tensor->type)->to_float) {
+    throw BaseLoadError(file.path(), "tensor " + name + " type", "floats, plain or quantised",
+                        ggml_type_name(tensor->type));
   }
-  // ggml reads whole elements: an odd address is no place for them.
-  std::vector<std::uint64_t> aligned((bytes.size() + 7) / 8);
-  std::memcpy(aligned.data(), bytes.data(), bytes.size());
-  const auto n_values = static_cast<std::int64_t>(values.size());
-  ggml_get_type_traits(type)->to_float(aligned.data(), values.data(), n_values);
-  return values;
+  return widen(tensor->type, file.tensor_bytes(*tensor));
 }
 
 }  // namespace modularbase

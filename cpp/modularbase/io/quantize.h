@@ -4,7 +4,10 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <string>
 #include <vector>
+
+#include "modularbase/io/gguf_file.h"
 
 namespace modularbase {
 
@@ -17,5 +20,8 @@ std::vector<std::byte> quantize(std::span<const float> values, std::int64_t n_pe
 /// The numbers that such bytes stand for. \throws InvalidRequestError as above, and when the bytes
 /// are no whole number of blocks.
 std::vector<float> dequantize(std::span<const std::byte> bytes, std::string_view type_name);
+
+/// A tensor's numbers, whatever type that floats can be made of. \throws BaseLoadError.
+std::vector<float> read_floats(const GgufFile& file, const std::string& tensor);
 
 }  // namespace modularbase

@@ -13,7 +13,8 @@ from modularbase.cli.console import DEFAULT_BASE, Base, err, out
 from modularbase.engine import Engine
 from modularbase.packs.manifest import Manifest
 from modularbase.packs.pack_file import write_pack
-from modularbase.packs.random_pack import default_sites, random_weights
+from modularbase.packs.random_pack import random_weights
+from modularbase.packs.scaffold import default_sites
 from modularbase.packs.weights import PackGeometry
 from modularbase.types import EngineOptions, PackUse, Result
 
@@ -40,7 +41,7 @@ def packs(
     """
     with (
         tempfile.TemporaryDirectory(prefix="modularbase-") as folder,
-        # Every request computes its whole prompt, so that alone and together differ in nothing else.
+        # Whole prompts every time, so that alone and together differ in nothing else.
         Engine.load(base, pack_budget="64MB", options=EngineOptions(prefix_cache="off")) as engine,
     ):
         for seed, name in enumerate(_NAMES):

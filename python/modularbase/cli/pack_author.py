@@ -10,12 +10,14 @@ from rich.table import Table
 
 from modularbase.bases import catalogue
 from modularbase.cli.console import DEFAULT_BASE, Json, err, out, print_json
-from modularbase.engine import read_metadata
+from modularbase.engine import Engine, read_metadata
 from modularbase.errors import BaseNotFoundError, InvalidRequestError
+from modularbase.pack_evaluation import NEUTRAL_TEXT, PackMeasure
 from modularbase.packs import build as building
 from modularbase.packs.build import BuildReport
 from modularbase.packs.index import write_index
 from modularbase.packs.manifest import ExpertType
+from modularbase.packs.project import PROMPTS_FILE, read_manifest
 from modularbase.packs.scaffold import id_of, init_project
 
 
@@ -46,10 +48,27 @@ def init(
 
 def build(
     project: Annotated[Path, typer.Argument(help="Project folder.")] = Path(),
+    base: Annotated[
+        str | None,
+        typer.Option("--base", "-b", help="Base to try it on; by default the manifest's."),
+    ] = None,
+    unmeasured: Annotated[
+        bool, typer.Option("--unmeasured", help="Do not try it: no probe, no KL figure.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Makes dist/pack.gguf and an archive from a project's trained weights."""
-    _print_report(building.build(project), as_json)
+    """Makes dist/pack.gguf and an archive from a project's trained weights.
+
+    The pack is tried on its base: what rounding costs is reported, and what it does to a few tokens
+    is stored in it, so that every engine can check it.
+    """
+    if unmeasured:
+        _print_report(building.build(project), as_json)
+        return
+    name = base or read_manifest(project).base_id
+    with Engine.load(name, pack_budget="2GB") as engine:
+        report = building.build(project, PackMeasure(engine, _test_text(project)))
+    _print_report(report, as_json)
 
 
 def quantize(
@@ -69,6 +88,12 @@ def index(
     """Writes the index.json of a folder, so that others can install from it."""
     found = write_index(folder)
     err.print(f"{len(found.entries)} packs are in the index of {folder}", markup=False)
+
+
+def _test_text(project: Path) -> str:
+    path = project / PROMPTS_FILE
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return text or NEUTRAL_TEXT
 
 
 def _base_facts(base: str) -> tuple[str, int]:
@@ -104,5 +129,8 @@ def _print_report(report: BuildReport, as_json: bool) -> None:
     for name, error in report.errors.items():
         table.add_row(name, f"{error:.2e}")
     out.print(table)
+    kl = report.manifest.quantisation.kl
+    if kl is not None:
+        err.print(f"KL to F16 experts: {kl:.2e} nats a token")
     for path in filter(None, (report.gguf, report.archive)):
         err.print(f"{report.manifest.id} {report.manifest.version}: {path}", markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,11 +19,23 @@ from modularbase.packs.project import (
     read_config,
     read_manifest,
 )
-from modularbase.packs.weights import PackGeometry, PackWeights
+from modularbase.packs.weights import PackGeometry, PackWeights, Probe
 from modularbase.packs.weights_file import SUFFIXES, read_weights
 from modularbase.storage.digest import sha256_of
 from modularbase.storage.disk import disk_errors
 from modularbase.types import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the engine found of a pack: its probe, and KL(F16 experts || rounded ones) a token."""
+
+    probe: Probe
+    kl: float
+
+
+Measure = Callable[[Path, Path], Measured]
+"""Measures a pack, given its file with F16 experts and with the experts it will have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +55,12 @@ class BuildReport:
     errors: Mapping[str, float]
 
 
-def build(project: Path) -> BuildReport:
+def build(project: Path, measure: Measure | None = None) -> BuildReport:
     """Builds a project's weights into dist/pack.gguf and dist/ID-VERSION.mbpack.
+
+    Args:
+        project: The project's folder.
+        measure: Tries the pack on its base; without it the pack has no probe and no KL figure.
 
     Raises:
         PackFormatError: The project or its weights are not what they should be.
@@ -61,6 +77,8 @@ def build(project: Path) -> BuildReport:
         manifest=manifest,
         scale=config.geometry.scale,
     )
+    if measure is not None:
+        weights = _measured(weights, measure)
     with disk_errors(manifest.id, project):
         (project / DIST_FOLDER).mkdir(exist_ok=True)
     gguf, target = project / DIST_FOLDER / archive.GGUF, archive_path(project, manifest)
@@ -108,6 +126,21 @@ def quantize(source: Path, target: Path, experts: ExpertType, version: str) -> B
             _text(licence) if licence.exists() else None,
         )
         return BuildReport(written, None, target, _errors(weights))
+
+
+def _measured(weights: PackWeights, measure: Measure) -> PackWeights:
+    said = weights.manifest.quantisation
+    exact = weights.manifest.model_copy(
+        update={"quantisation": said.model_copy(update={"experts": "f16"})}
+    )
+    with tempfile.TemporaryDirectory(prefix="modularbase-") as name:
+        paths = Path(name) / "exact.gguf", Path(name) / "rounded.gguf"
+        write_pack(paths[0], replace(weights, manifest=exact))
+        write_pack(paths[1], weights)
+        found = measure(*paths)
+    quantisation = said.model_copy(update={"kl": found.kl})
+    manifest = weights.manifest.model_copy(update={"quantisation": quantisation})
+    return replace(weights, manifest=manifest, probe=found.probe)
 
 
 def _requantized(gguf: Path, experts: ExpertType, version: str) -> PackWeights:

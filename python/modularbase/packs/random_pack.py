@@ -9,13 +9,6 @@ from modularbase.packs.weights import PackGeometry, PackWeights, tensor_shapes
 from modularbase.types import FloatArray
 
 
-def default_sites(n_layer: int, n_sites: int = 8) -> tuple[int, ...]:
-    """Every other layer of the upper half, up to the last."""
-    first = n_layer // 2
-    step = max(1, (n_layer - first) // n_sites)
-    return tuple(range(n_layer - 1, first - 1, -step))[:n_sites][::-1]
-
-
 def random_weights(
     manifest: Manifest, geometry: PackGeometry, *, seed: int, strength: float = 0.1
 ) -> PackWeights:
