@@ -35,6 +35,7 @@ help:
 demo: .venv/.package
 	.venv/bin/modularbase base install smollm2-135m
 	.venv/bin/modularbase generate --temperature 0 --max-tokens 128 -p "$$PROMPT"
+	.venv/bin/modularbase demo packs
 
 # --- the virtual environment, one stamp a stage ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -23,30 +24,46 @@ COMMANDS = [
 BIN = Path(sys.executable).parent
 
 
-def run(arguments: list[str], stdin: str = "") -> str:
-    """The standard output of a command that succeeds."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
+    """Where the commands run: an empty folder, with a data folder of its own below it."""
+    place = tmp_path_factory.mktemp("readme")
+    bases = place / "home" / "bases" / "smollm2-135m"
+    bases.parent.mkdir(parents=True)
+    bases.symlink_to(smollm2.parent, target_is_directory=True)
+    return place
+
+
+def run(arguments: list[str], folder: Path, stdin: str = "") -> str:
+    """The output of a command that succeeds."""
     done = subprocess.run(
-        arguments, input=stdin, capture_output=True, text=True, timeout=300, check=False
+        arguments,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=folder,
+        env=os.environ | {"MODULARBASE_HOME": str(folder / "home")},
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
-@pytest.mark.usefixtures("smollm2")
-@pytest.mark.parametrize("snippet", SNIPPETS)
-def test_snippet(snippet: str) -> None:
-    assert "Paris" in run([sys.executable, "-c", snippet])
-
-
-@pytest.mark.usefixtures("smollm2")
+# The commands come first: they install what the snippets use.
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str) -> None:
+def test_command(command: str, folder: Path) -> None:
     program, *arguments = shlex.split(command, comments=True)
     assert program.startswith(".venv/bin/")
     stdin = "Say hello.\n/exit\n" if arguments[0] == "chat" else ""
-    assert run([str(BIN / Path(program).name), *arguments], stdin)
+    assert run([str(BIN / Path(program).name), *arguments], folder, stdin)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippet(snippet: str, folder: Path) -> None:
+    assert "Paris" in run([sys.executable, "-c", snippet], folder)
 
 
 def test_readme_names_commands_and_code() -> None:
-    assert SNIPPETS
-    assert len(COMMANDS) >= 5
+    assert len(SNIPPETS) >= 2
+    assert len(COMMANDS) >= 10

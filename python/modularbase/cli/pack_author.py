@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.table import Table
 
-from modularbase.bases import catalogue
+from modularbase.bases import catalogue, install
 from modularbase.cli.console import DEFAULT_BASE, Json, err, out, print_json
 from modularbase.engine import Engine, read_metadata
 from modularbase.errors import BaseNotFoundError, InvalidRequestError
@@ -17,8 +18,15 @@ from modularbase.packs import build as building
 from modularbase.packs.build import BuildReport
 from modularbase.packs.index import write_index
 from modularbase.packs.manifest import ExpertType
-from modularbase.packs.project import PROMPTS_FILE, read_manifest
+from modularbase.packs.project import (
+    PROMPTS_FILE,
+    WEIGHTS_FOLDER,
+    read_config,
+    read_manifest,
+)
+from modularbase.packs.random_pack import random_weights
 from modularbase.packs.scaffold import id_of, init_project
+from modularbase.packs.weights import PackGeometry
 
 
 def init(
@@ -30,6 +38,12 @@ def init(
     licence: Annotated[str, typer.Option(help="SPDX identifier.")] = "Apache-2.0",
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Where; by default named by the pack's id.")
+    ] = None,
+    random: Annotated[
+        int | None,
+        typer.Option(
+            "--random", help="Adds random weights of this seed, to try the rest before training."
+        ),
     ] = None,
 ) -> None:
     """Makes a project folder to train and publish a pack from."""
@@ -43,6 +57,8 @@ def init(
         n_layer=n_layer,
         licence=licence,
     )
+    if random is not None:
+        _write_random(place, base, random)
     err.print(f"{manifest.id} {manifest.version} is ready to be trained: {place}", markup=False)
 
 
@@ -88,6 +104,17 @@ def index(
     """Writes the index.json of a folder, so that others can install from it."""
     found = write_index(folder)
     err.print(f"{len(found.entries)} packs are in the index of {folder}", markup=False)
+
+
+def _write_random(project: Path, base: str, seed: int) -> None:
+    metadata = read_metadata(install.resolve(base, install=True))
+    n_embd = metadata.get(f"{metadata.get('general.architecture')}.embedding_length")
+    if not isinstance(n_embd, int):
+        raise InvalidRequestError("--base", "a model with an embedding", base)
+    said = read_config(project).geometry
+    geometry = PackGeometry(n_embd=n_embd, d_inner=said.d_inner, d_ff=said.d_ff, sites=said.sites)
+    weights = random_weights(read_manifest(project), geometry, seed=seed)
+    np.savez(project / WEIGHTS_FOLDER / "random.npz", allow_pickle=False, **weights.tensors)
 
 
 def _test_text(project: Path) -> str:
