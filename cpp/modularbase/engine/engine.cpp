@@ -171,7 +171,8 @@ void Engine::check_packs(const RequestSpec& spec) const {
       throw InvalidRequestError("packs weight", "at least one above 0", "all 0");
     }
     const bool is_blend = spec.policy == kernels::MergePolicy::kBlend;
-    if (choice.packs.size() > 1 && !is_blend && options_.sites == KernelPath::kReference) {
+    const bool is_fused = backend_.is_cpu() && options_.sites == KernelPath::kFused;
+    if (choice.packs.size() > 1 && !is_blend && !is_fused) {
       throw InvalidRequestError("policy", "blend (others need the fused sites)", "another");
     }
   }

@@ -43,6 +43,7 @@ class Engine {
   void run();
   bool take_inbox();
   void drop_ended();
+  std::exception_ptr no_room_error(const Sequence& sequence) const;
   void step();
   void commit(Sequence& sequence, std::size_t first_output, std::int64_t n_rows);
   void commit_generation(Sequence& sequence, std::size_t first_output);

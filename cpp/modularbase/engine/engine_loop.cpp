@@ -66,18 +66,22 @@ void Engine::drop_ended() {
     endings_.push_back({std::move(sequence->ticket), FinishReason::kCancelled});
   }
   for (auto& sequence : scheduler_->remove_if(is_late)) {
-    if (sequence->waits_for_room && !sequence->has_packs) {
-      const PackStatus pack =
-          packs_->status(sequence->spec.pack_choices[sequence->pack_choice].packs[0].generation);
-      endings_.push_back({std::move(sequence->ticket), FinishReason::kDeadline,
-                          std::make_exception_ptr(BudgetExceededError(
-                              pack.name, pack.n_bytes, options_.pack_budget_bytes,
-                              "no room came free before the deadline"))});
-      continue;
-    }
-    endings_.push_back({std::move(sequence->ticket), FinishReason::kDeadline});
+    auto error = sequence->waits_for_room && !sequence->has_packs ? no_room_error(*sequence)
+                                                                  : std::exception_ptr();
+    endings_.push_back({std::move(sequence->ticket), FinishReason::kDeadline, std::move(error)});
   }
   if (!endings_.empty()) settle();  // nobody waits a step for an end that is known
+}
+
+std::exception_ptr Engine::no_room_error(const Sequence& sequence) const {
+  const PackUse& first = sequence.spec.pack_choices[sequence.pack_choice].packs[0];
+  try {
+    const PackStatus pack = packs_->status(first.generation);
+    throw BudgetExceededError(pack.name, pack.n_bytes, options_.pack_budget_bytes,
+                              "no room came free before the deadline");
+  } catch (...) {  // or the generation was forgotten meanwhile
+    return std::current_exception();
+  }
 }
 
 // Who sees a request's end sees statistics that no longer count it.

@@ -6,10 +6,13 @@ namespace modularbase {
 namespace {
 
 // The reference attention is some 25 nodes a layer, the fused one 8; a site 7, or in ggml's ops
-// some 70.
+// some 70 and two an expert in use.
 std::size_t max_nodes(const GraphKey& key, const GraphParts& parts) {
   std::size_t per_layer = parts.attention_path == KernelPath::kReference ? 96 : 64;
-  per_layer += key.packs.size() * (parts.site_path == KernelPath::kReference ? 96 : 10);
+  for (const PackPoolKey& pack : key.packs) {
+    const auto n_used = static_cast<std::size_t>(pack.pool->geometry().n_expert_used);
+    per_layer += parts.site_path == KernelPath::kReference ? 96 + 2 * n_used : 10;
+  }
   return parts.model->layers.size() * per_layer + 64;
 }
 

@@ -80,10 +80,12 @@ std::size_t largest(const std::array<float, kMaxPacks>& values, std::size_t n) {
 }
 
 void choose_by_priority(RowPacks& packs) {
+  std::array<float, kMaxPacks> gates{};  // zero of a pack that the request gives no weight
   for (std::size_t i = 0; i < packs.n; ++i) {
-    if (packs.factors[i] >= 1.0f) return keep_only(packs, i);
+    if (packs.weights[i] > 0.0f) gates[i] = packs.factors[i];
+    if (gates[i] >= 1.0f) return keep_only(packs, i);
   }
-  keep_only(packs, largest(packs.factors, packs.n));
+  keep_only(packs, largest(gates, packs.n));
 }
 
 void blend(const RowPacks& packs, std::int64_t n_embd, float* out) {

@@ -12,7 +12,7 @@ bool PackResidency::is_evictable(const Generation& generation) const {
          !generation.is_pinned;
 }
 
-// The slot is free; its memory stays as it is, for the next to write over.
+// The slot is free; what becomes of its memory is the caller's business.
 void PackResidency::put_out(Generation& generation) {
   generation.state = PackState::kKnown;
   generation.slot = -1;
@@ -21,8 +21,8 @@ void PackResidency::put_out(Generation& generation) {
   generation.is_guess = false;
 }
 
-bool PackResidency::make_room(const Generation& generation) {
-  std::vector<Generation*> victims;
+bool PackResidency::find_victims(const Generation& generation,
+                                 std::vector<Generation*>& victims) const {
   for (const auto& [_, other] : generations_) {
     const bool is_awaited = round_ > 0 && other->wanted_round == round_;
     if (is_evictable(*other) && !is_awaited) victims.push_back(other.get());
@@ -34,30 +34,36 @@ bool PackResidency::make_room(const Generation& generation) {
     if (n_victims == victims.size()) return false;
     n_free += victims[n_victims++]->slot_bytes();
   }
-  for (std::size_t i = 0; i < n_victims; ++i) {
-    // Another geometry's slot would keep its pages: the budget is about memory.
-    Generation& victim = *victims[i];
-    if (victim.pool != generation.pool) {
-      pools_[static_cast<std::size_t>(victim.pool)]->release_memory(victim.slot);
-    }
-    put_out(victim);
-  }
+  victims.resize(n_victims);
   return true;
+}
+
+int PackResidency::free_slot(int pool) const {
+  std::vector<bool> taken(static_cast<std::size_t>(pool_at(pool).n_slots()), false);
+  for (const auto& [_, other] : generations_) {
+    if (other->pool == pool && other->slot > 0) taken[static_cast<std::size_t>(other->slot)] = true;
+  }
+  const auto free = std::find(taken.begin() + 1, taken.end(), false);
+  return free == taken.end() ? -1 : static_cast<int>(free - taken.begin());
 }
 
 // Gives a slot to a generation that has none. False when there is no room.
 bool PackResidency::assign_slot(Generation& generation) {
-  if (!make_room(generation)) return false;
-  const SlotPool& pool = *pools_[static_cast<std::size_t>(generation.pool)];
-  std::vector<bool> taken(static_cast<std::size_t>(pool.n_slots()), false);
-  for (const auto& [_, other] : generations_) {
-    if (other->pool == generation.pool && other->slot > 0) {
-      taken[static_cast<std::size_t>(other->slot)] = true;
+  std::vector<Generation*> victims;
+  if (!find_victims(generation, victims)) return false;
+  int slot = -1;
+  for (Generation* victim : victims) {
+    // One slot is written over; the others would keep their pages, and the budget is about memory.
+    if (slot < 0 && victim->pool == generation.pool) {
+      slot = victim->slot;
+    } else {
+      pool_at(victim->pool).release_memory(victim->slot);
     }
+    put_out(*victim);
   }
-  const auto free = std::find(taken.begin() + 1, taken.end(), false);
-  if (free == taken.end()) return false;
-  generation.slot = static_cast<int>(free - taken.begin());
+  if (slot < 0) slot = free_slot(generation.pool);
+  if (slot < 0) return false;
+  generation.slot = slot;
   generation.state = PackState::kLoading;
   return true;
 }
@@ -116,8 +122,8 @@ PackResidency::Acquired PackResidency::acquire(std::span<const GenerationId> ids
     generation.used_at = PackClock::now();
     if (generation.is_guess) ++counts_.n_preload_hits;
     generation.is_guess = false;
-    leases.emplace_back(*this, id, *pools_[static_cast<std::size_t>(generation.pool)],
-                        generation.slot, generation.pack->scale());
+    leases.emplace_back(*this, id, pool_at(generation.pool), generation.slot,
+                        generation.pack->scale());
   }
   return Acquired::kReady;
 }
@@ -152,7 +158,6 @@ std::optional<GenerationId> PackResidency::next_load() {
     Generation& generation = find(id);
     if (generation.state != PackState::kKnown || !assign_slot(generation)) continue;
     generation.is_guess = true;
-    generation.last_use = ++clock_;
     ++counts_.n_preloads;
     return id;
   }
@@ -176,7 +181,7 @@ void PackResidency::run_loader() {
 
 void PackResidency::load_one(std::unique_lock<std::mutex>& lock, GenerationId id) {
   Generation& generation = find(id);  // stays while it is loading
-  SlotPool& pool = *pools_[static_cast<std::size_t>(generation.pool)];
+  SlotPool& pool = pool_at(generation.pool);
   std::exception_ptr error;
   std::string error_text;
   lock.unlock();
@@ -194,12 +199,14 @@ void PackResidency::load_one(std::unique_lock<std::mutex>& lock, GenerationId id
   generation.error_text = std::move(error_text);
   if (error) {
     generation.failed_at = ++clock_;
+    pool.release_memory(generation.slot);  // it may be half written
     generation.state = PackState::kKnown;
     generation.slot = -1;
     generation.is_guess = false;
     ++counts_.n_failed_loads;
   } else {
     generation.state = PackState::kResident;
+    generation.last_use = ++clock_;  // else it would be the first to go
     ++generation.n_loads;
     ++counts_.n_loads;
   }

@@ -105,7 +105,7 @@ void PackResidency::forget_if_retired(GenerationId id) {
   if (!generation.is_retired || generation.n_leases > 0) return;
   if (generation.state == PackState::kLoading) return;  // the loader forgets it
   if (generation.state == PackState::kResident) {
-    pools_[static_cast<std::size_t>(generation.pool)]->release_memory(generation.slot);
+    pool_at(generation.pool).release_memory(generation.slot);
     put_out(generation);
   }
   std::erase(preloads_, id);
@@ -131,7 +131,7 @@ void PackResidency::evict(GenerationId id) {
                                 : generation.is_pinned                  ? "it is pinned"
                                                                         : "requests are using it");
     }
-    pools_[static_cast<std::size_t>(generation.pool)]->release_memory(generation.slot);
+    pool_at(generation.pool).release_memory(generation.slot);
     put_out(generation);
     changed_.notify_all();
   }

@@ -93,7 +93,9 @@ class PackResidency {
   int pool_for(const PackGeometry& geometry);
   void check_can_fit(std::span<const GenerationId> ids) const;
   bool want(Generation& generation);
-  bool make_room(const Generation& generation);
+  SlotPool& pool_at(int index) const { return *pools_[static_cast<std::size_t>(index)]; }
+  bool find_victims(const Generation& generation, std::vector<Generation*>& victims) const;
+  int free_slot(int pool) const;
   bool assign_slot(Generation& generation);
   void put_out(Generation& generation);
   bool is_evictable(const Generation& generation) const;

@@ -54,7 +54,8 @@ class ContextEngine {
         cache_(split_groups({4, 2, 32, GGML_TYPE_F16}, options.split, 64), options.n_blocks,
                backend_, true),
         runner_(*model_, backend_, cache_, resolve(options)),
-        scheduler_(cache_, {options.n_batch, 8}) {}
+        scheduler_(cache_, PackAdmission(nullptr, static_cast<int>(options.split)),
+                   {options.n_batch, 8}) {}
 
   Request& submit(const Ids& prompt, const KvContext& context, std::int64_t max_tokens = 8) {
     auto ticket = std::make_shared<Ticket>();

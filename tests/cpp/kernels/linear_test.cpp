@@ -2,8 +2,6 @@
 
 #include <doctest/doctest.h>
 #include <ggml-cpu.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -16,36 +14,15 @@
 #include <vector>
 
 #include "modularbase/kernels/linear_tile.h"
+#include "tools/fenced_bytes.h"
 
 namespace modularbase::kernels {
 namespace {
 
+using testing::FencedBytes;
+
 constexpr float kUntouched = -12345.678f;
 constexpr std::size_t kGuard = 64;  // floats before and after y
-
-/// Memory that ends where an inaccessible page begins: one element read too many is a crash.
-class FencedBytes {
- public:
-  explicit FencedBytes(std::size_t n_bytes) {
-    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-    n_mapped_ = (n_bytes + page - 1) / page * page + page;
-    void* base =
-        mmap(nullptr, n_mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    REQUIRE(base != MAP_FAILED);
-    base_ = static_cast<char*>(base);
-    REQUIRE(mprotect(base_ + n_mapped_ - page, page, PROT_NONE) == 0);
-    data_ = base_ + n_mapped_ - page - n_bytes;
-  }
-  ~FencedBytes() { munmap(base_, n_mapped_); }
-  FencedBytes(const FencedBytes&) = delete;
-  FencedBytes& operator=(const FencedBytes&) = delete;
-  void* data() const { return data_; }
-
- private:
-  char* base_;
-  char* data_;
-  std::size_t n_mapped_;
-};
 
 struct Shape {
   ggml_type type;
