@@ -17,8 +17,10 @@ using Bytes = std::vector<std::byte>;
 /// Little-endian, as GGUF wants them.
 template <typename T>
 void append(Bytes& out, T value) {
-  const auto* begin = reinterpret_cast<const std::byte*>(&value);
-  out.insert(out.end(), begin, begin + sizeof(T));
+  // Not by insert, of which GCC 12 warns wrongly that it writes behind the end.
+  const std::size_t at = out.size();
+  out.resize(at + sizeof(T));
+  std::memcpy(out.data() + at, &value, sizeof(T));
 }
 
 inline void append_string(Bytes& out, std::string_view text) {
