@@ -226,7 +226,7 @@ std::vector<std::unique_ptr<Sequence>> Scheduler::remove_if(bool (*drop)(const S
     if (drop(**it)) {
       removed.push_back(std::move(*it));
       it = waiting_.erase(it);
-      may_admit_ = true;  // another one may be the first now
+      may_admit_ = packs_changed_ = true;  // another one may be the first now
     } else {
       ++it;
     }

@@ -95,6 +95,7 @@ void PackResidency::check_can_fit(std::span<const GenerationId> ids) const {
 void PackResidency::begin_round() {
   const std::lock_guard lock(mutex_);
   ++round_;
+  changed_.notify_all();  // what only a request that is gone waited for may be evicted now
 }
 
 PackResidency::Acquired PackResidency::acquire(std::span<const GenerationId> ids,

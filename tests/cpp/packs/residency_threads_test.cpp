@@ -68,6 +68,26 @@ TEST_CASE("what is waited for loads before guesses, and no guess takes its place
   CHECK(t.counts().n_preloads == 0);
 }
 
+TEST_CASE("what a request waits for stays until a round begins without it") {
+  TinyResidency t(2);
+  const auto used = t.open(1), a = t.open(2), b = t.open(3), other = t.open(4);
+  const auto lease = t.lease({used});
+  std::vector<PackLease> leases;
+  PackWait wait;
+  t.packs.begin_round();
+  CHECK(t.packs.acquire(std::vector{a, b}, leases, wait) == Acquired::kNoRoom);
+  TinyResidency::eventually([&] { return t.is_resident(a); });
+  CHECK_FALSE(t.packs.load(other, PackClock::now() + std::chrono::milliseconds(20)));
+  CHECK(t.is_resident(a));
+  std::atomic<bool> is_loaded{false};
+  std::thread thread([&] { is_loaded = t.packs.load(other, patience()); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // so that it waits, mostly
+  t.packs.begin_round();
+  thread.join();
+  CHECK(is_loaded);
+  CHECK_FALSE(t.is_resident(a));
+}
+
 TEST_CASE("guesses are counted as hits when they are leased, and as wastes when they are not") {
   TinyResidency t(2);
   const auto hit = t.open(1), waste = t.open(2);
@@ -294,6 +314,7 @@ TEST_CASE("whatever several threads do, the budget holds and leased slots stay a
   for (const PackStatus& pack : t.packs.status().packs) CHECK(pack.n_leases == 0);
   CHECK(t.counts().n_failed_loads == 0);
   CHECK(t.counts().n_loads > 50);
+  t.packs.begin_round();  // without those who waited
   for (const auto& id : ids) {
     t.packs.unpin(id);
     CHECK(t.packs.load(id, patience()));  // nothing is stuck
