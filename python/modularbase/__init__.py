@@ -5,7 +5,15 @@ from modularbase.async_engine import AsyncEngine
 from modularbase.engine import Engine
 from modularbase.errors import ModularBaseError
 from modularbase.generation import Generation
-from modularbase.types import EngineOptions, Result, SamplingParams, Score
+from modularbase.types import (
+    EngineOptions,
+    PackRequest,
+    PackStatus,
+    PackUse,
+    Result,
+    SamplingParams,
+    Score,
+)
 
 __all__ = [
     "AsyncEngine",
@@ -13,6 +21,9 @@ __all__ = [
     "EngineOptions",
     "Generation",
     "ModularBaseError",
+    "PackRequest",
+    "PackStatus",
+    "PackUse",
     "Result",
     "SamplingParams",
     "Score",

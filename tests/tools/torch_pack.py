@@ -133,10 +133,11 @@ def normalised(weights: Sequence[float]) -> list[float]:
 def mix(traces: Sequence[SiteTrace], weights: torch.Tensor, policy: Policy) -> torch.Tensor:
     """What packs add to the residual stream together, [n_rows, n_embd].
 
-    "blend" adds w_p D_p. "priority" does too: its weights already name one pack alone. "best" gives
-    a row's total weight to the pack with the largest w_p * token gate. "ties" takes per element the
-    sign of sum w_p D_p and averages, by weight, the deltas that agree with it, times the row's
-    total weight (the disjoint mean of arXiv:2306.01708, without trimming).
+    "blend" adds w_p D_p. "best" gives a row's total weight to the pack with the largest
+    w_p * token gate, "priority" to the first whose token gate is open (1 or more), and where none
+    is to the one that is open widest. "ties" takes per element the sign of sum w_p D_p and
+    averages, by weight, the deltas that agree with it, times the row's total weight (the disjoint
+    mean of arXiv:2306.01708, without trimming).
 
     Args:
         traces: Of the packs with a site on this layer.
@@ -145,13 +146,14 @@ def mix(traces: Sequence[SiteTrace], weights: torch.Tensor, policy: Policy) -> t
     """
     deltas = torch.stack([trace.delta for trace in traces])  # [n_packs, n_rows, n_embd]
     w = weights.T[:, :, None]  # [n_packs, n_rows, 1]
-    if policy in ("blend", "priority"):
+    if policy == "blend":
         return (w * deltas).sum(dim=0)
     total = w.sum(dim=0)  # [n_rows, 1]
-    if policy == "best":
-        gates = torch.stack([trace.token_gate for trace in traces], dim=1)
-        best = (weights * gates).argmax(dim=1)  # [n_rows]
-        return total * deltas[best, torch.arange(deltas.shape[1])]
+    if policy in ("best", "priority"):
+        gates = torch.stack([trace.token_gate for trace in traces], dim=1)  # [n_rows, n_packs]
+        ranks = weights * gates if policy == "best" else torch.where(gates >= 1, 1e9, gates)
+        chosen = ranks.argmax(dim=1)  # [n_rows]: the first of equal ones
+        return total * deltas[chosen, torch.arange(deltas.shape[1])]
     elected = (w * deltas).sum(dim=0).sign()
     agreeing = w * (deltas.sign() == elected)
     share = agreeing.sum(dim=0)

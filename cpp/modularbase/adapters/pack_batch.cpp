@@ -113,6 +113,7 @@ void PackBatch::fill(RowPackSets sets, std::size_t n_tokens,
   }
   std::ranges::sort(pools_, std::less<>());  // equal steps get equal keys
   out_sets_.clear();
+  out_rows_.assign(out_rows.begin(), out_rows.end());
   for (const std::int32_t row : out_rows) out_sets_.push_back(sets[static_cast<std::size_t>(row)]);
   rows(RowScope::kTokens).fill(sets.first(n_tokens), pools_);
   rows(RowScope::kAll).fill(sets, pools_);
@@ -147,7 +148,9 @@ std::span<float> PackBatch::conflict(std::int64_t n_layer) {
   const std::int64_t n_rows = all.shares().n_rows();
   conflict_.assign(static_cast<std::size_t>(n_layer * n_rows),
                    std::numeric_limits<float>::quiet_NaN());
-  all.set_conflict(conflict_.data());
+  all.set_conflict(conflict_.data(), n_rows, {});
+  rows(RowScope::kTokens).set_conflict(conflict_.data(), n_rows, {});
+  rows(RowScope::kOutputs).set_conflict(conflict_.data(), n_rows, out_rows_);
   return conflict_;
 }
 

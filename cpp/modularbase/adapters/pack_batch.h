@@ -41,7 +41,12 @@ class PackRows {
   std::int64_t n_per_row(std::size_t pool) const { return n_per_row_[pool]; }
   kernels::PackPoolStep& step(std::size_t pool) { return steps_[pool]; }
   const kernels::PackShares& shares() const { return shares_; }
-  void set_conflict(float* conflict) { shares_.conflict = conflict; }
+  /// Where cosines go: `stride` a layer, row i at rows[i] (empty: at i).
+  void set_conflict(float* conflict, std::int64_t stride, std::span<const std::int32_t> rows) {
+    shares_.conflict = conflict;
+    shares_.conflict_stride = stride;
+    shares_.conflict_rows = rows;
+  }
 
   /// For graphs of ggml's ops: n_per_row slots and weights a row, slot 0 where a row has fewer.
   void fill_padded(std::size_t pool, std::vector<std::int32_t>& slots,
@@ -103,6 +108,7 @@ class PackBatch {
  private:
   std::vector<const SlotPool*> pools_;
   std::vector<const PackSet*> out_sets_;
+  std::vector<std::int32_t> out_rows_;
   std::array<PackRows, kRowScopes> rows_;
   std::vector<float> conflict_;
   bool has_pairs_ = false;

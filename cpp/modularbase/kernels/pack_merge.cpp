@@ -132,7 +132,10 @@ void pack_merge(const PackMergeArgs& args, int ith, int nth) {
                 static_cast<std::size_t>(args.n_embd) * sizeof(float));
     RowPacks packs = packs_of(args, row);
     if (args.shares->conflict) {
-      args.shares->conflict[args.layer * n_rows + row] = conflict_of(packs, args.n_embd);
+      const auto rows = args.shares->conflict_rows;
+      const std::int64_t at = rows.empty() ? row : rows[static_cast<std::size_t>(row)];
+      args.shares->conflict[args.layer * args.shares->conflict_stride + at] =
+          conflict_of(packs, args.n_embd);
     }
     merge_row(packs, args.shares->policies[static_cast<std::size_t>(row)], args.n_embd, out);
   }

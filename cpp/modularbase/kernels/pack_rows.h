@@ -42,9 +42,11 @@ struct PackShares {
   std::span<const std::int32_t> first;  // [n_rows + 1]
   std::span<const PackShare> shares;
   std::span<const MergePolicy> policies;  // [n_rows]
-  /// [n_rows] a layer: mean cosine between the deltas of the row's packs, NaN with fewer than two;
-  /// null: not wanted.
+  /// [conflict_stride] a layer: mean cosine between the deltas of the row's packs, NaN with fewer
+  /// than two, at conflict_rows[row]; null: not wanted.
   float* conflict = nullptr;
+  std::int64_t conflict_stride = 0;
+  std::span<const std::int32_t> conflict_rows = {};  // empty: the row itself
   std::int64_t n_rows() const { return static_cast<std::int64_t>(policies.size()); }
 };
 

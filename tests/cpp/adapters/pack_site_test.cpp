@@ -124,6 +124,21 @@ TEST_CASE("fused nodes compute what ggml's ops compute") {
   }
 }
 
+TEST_CASE("few rows with one pack each, in place, and many agree with ggml's ops") {
+  SiteTest test({});
+  const PackSet one = test.pack_set({{1, 1.0f}});
+  const PackSet two = test.pack_set({{2, 0.7f}});
+  const std::vector<const PackSet*> few{nullptr, &two, &one, nullptr, &one};
+  const auto in_place = test.run(few, true);
+  CHECK(relative_error(in_place, test.run(few, false)) < 1e-2);  // x is rounded to 8 bits
+  for (const float value : row(in_place, 0)) CHECK(value == 0.0f);
+  std::vector<const PackSet*> many(kernels::kFewUses, &one);
+  many.insert(many.end(), few.begin(), few.end());
+  const auto merged = test.run(many, true);
+  CHECK(relative_error(merged, test.run(many, false)) < 1e-2);
+  CHECK(test.conflict().empty());
+}
+
 TEST_CASE("a row's packs do not depend on the rows beside it") {
   SiteTest test({});
   const PackSet one = test.pack_set({{1, 1.0f}});

@@ -38,7 +38,7 @@ Merged merge(const std::vector<Share>& packs, MergePolicy policy, Row h = {0, 0,
   }
   const std::vector<MergePolicy> policies{MergePolicy::kBlend, policy};
   std::vector<float> conflict((kLayer + 1) * 2, 7.0f);
-  const PackShares all{first, shares, policies, conflict.data()};
+  const PackShares all{first, shares, policies, conflict.data(), 2, {}};
   Row both{1, 2, 3, 4};  // h of the row without packs
   both.insert(both.end(), h.begin(), h.end());
   Row out(both.size(), -1.0f);

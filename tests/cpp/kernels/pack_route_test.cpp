@@ -86,7 +86,7 @@ class RouteTest {
   std::unique_ptr<ggml_context, Free> ctx_;
   std::mt19937 random_{2};
   SiteWeights site_{};
-  PackUses uses_{rows, runs};
+  PackUses uses_{rows, runs, {}};
 };
 
 double dot(const float* a, const float* b, std::int64_t n) {
