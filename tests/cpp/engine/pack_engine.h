@@ -1,6 +1,7 @@
 #pragma once
 
 #include <list>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -13,7 +14,7 @@ namespace modularbase::testing {
 struct StrongPack {
   std::vector<std::uint32_t> sites = {0, 1};
   ggml_type expert_type = GGML_TYPE_Q4_0;
-  bool has_token_gate = true;
+  auto operator<=>(const StrongPack&) const = default;
 };
 
 inline GgufWriter strong_pack(std::uint32_t seed, const StrongPack& pack = {}) {
@@ -21,7 +22,6 @@ inline GgufWriter strong_pack(std::uint32_t seed, const StrongPack& pack = {}) {
   shape.n_expert = 4;
   shape.sites = pack.sites;
   shape.expert_type = pack.expert_type;
-  shape.has_token_gate = pack.has_token_gate;
   shape.seed = seed;
   GgufWriter writer = tiny_pack_file(shape);
   writer.remove_entry("modularbase-pack.scale");
@@ -29,8 +29,16 @@ inline GgufWriter strong_pack(std::uint32_t seed, const StrongPack& pack = {}) {
   return writer;
 }
 
+/// Its file: made once, since random weights take their time.
+inline const Bytes& strong_pack_image(std::uint32_t seed, const StrongPack& pack = {}) {
+  static std::map<std::pair<std::uint32_t, StrongPack>, Bytes> known;
+  Bytes& image = known[{seed, pack}];
+  if (image.empty()) image = strong_pack(seed, pack).image();
+  return image;
+}
+
 inline std::int64_t strong_slot_bytes() {
-  const TempFile file(strong_pack(1).image());
+  const TempFile file(strong_pack_image(1));
   return static_cast<std::int64_t>(SlotLayout(PackFile::open(file.path()).geometry()).slot_bytes);
 }
 
@@ -43,7 +51,7 @@ inline EngineOptions with_slots(std::int64_t n, EngineOptions options = tiny_opt
 struct PackEngine : TinyEngine {
   using TinyEngine::TinyEngine;
   GenerationId open(std::uint32_t seed, const StrongPack& pack = {}) {
-    files.emplace_back(strong_pack(seed, pack).image());
+    files.emplace_back(strong_pack_image(seed, pack));
     return engine.packs().open(files.back().path(), "", "pack " + std::to_string(seed));
   }
   /// Keeps a pack in its slot as a running request does.

@@ -103,14 +103,14 @@ struct Alone {
   std::size_t n_sure = 0;
 };
 
-inline Alone run_alone(Engine& engine, RequestSpec spec) {
+inline Alone run_alone(Engine& engine, RequestSpec spec, float tie_gap = kTieGap) {
   const bool draws = spec.sampling.temperature > 0.0f;
   spec.n_logprobs = 2;
   const RequestResult result = finished(engine.submit(std::move(spec)));
   Alone alone{ids_of(result)};
   for (const GeneratedToken& token : result.tokens) {
     const float gap = token.top_logprobs[0].logprob - token.top_logprobs[1].logprob;
-    if (!draws && gap < kTieGap) break;
+    if (!draws && gap < tie_gap) break;
     ++alone.n_sure;
   }
   return alone;
