@@ -15,6 +15,8 @@ from benchmarks import (
     machine,
     models,
     ours,
+    packs_residency,
+    packs_speed,
     prefill,
     prefix_ttft,
     report,
@@ -27,7 +29,17 @@ from benchmarks.peers.llama_cpp import LlamaCpp
 from benchmarks.peers.process import PeerRunError
 from benchmarks.suite import Settings, Suite
 
-MODULES = (decode_depth, decode_batch, prefill, prefix_ttft, load, speculative, ablation)
+MODULES = (
+    decode_depth,
+    decode_batch,
+    prefill,
+    prefix_ttft,
+    load,
+    speculative,
+    ablation,
+    packs_speed,
+    packs_residency,
+)
 SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in MODULES}
 DEFAULT_ROUNDS = 5
 QUICK_ROUNDS = 2

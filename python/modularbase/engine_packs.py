@@ -42,7 +42,7 @@ class _Table:
     """Names and the generations they point to."""
 
     by_name: dict[str, Generation] = field(default_factory=dict)
-    probed: set[int] = field(default_factory=set)  # core ids that changed the base as they should
+    probed: set[str] = field(default_factory=set)  # digests that changed the base as they should
 
 
 class EnginePacks:
@@ -205,7 +205,7 @@ class EnginePacks:
         if known and requirement.accepts(known.manifest.version):
             for dependency in known.manifest.dependencies:
                 self._core.preload(self._opened(dependency).core_id)
-            if known.core_id in self._table.probed:
+            if known.digest in self._table.probed:
                 return known
         with self._changing:
             if not known or not requirement.accepts(known.manifest.version):
@@ -336,9 +336,9 @@ class EnginePacks:
                 reason = f"no room came free within {timeout_s:g} s"
                 n_bytes: int = raw.n_bytes
                 raise BudgetExceededError(str(generation), n_bytes, stats.budget_bytes, reason)
-        if generation.core_id not in self._table.probed:
+        if generation.digest not in self._table.probed:
             self._run_probe(generation)
-            self._table.probed.add(generation.core_id)
+            self._table.probed.add(generation.digest)
 
     def _run_probe(self, generation: Generation) -> None:
         stored = stored_probe(self._metadata_of(generation.path))
