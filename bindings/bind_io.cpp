@@ -171,8 +171,9 @@ void bind_io(py::module_& module) {
              "(name, type, shape in ggml order, n_bytes) of every tensor of a GGUF file.");
   module.def("read_gguf_rows", &read_gguf_rows, py::arg("path"), py::arg("name"),
              "A matrix of a GGUF file as F32 [n_rows, n_per_row], whatever its type.");
-  module.def("read_pack", &PackFile::open, py::arg("path"),
-             py::call_guard<py::gil_scoped_release>(), "A pack file, once it has been checked.");
+  module.def(
+      "read_pack", [](const std::string& path) { return PackFile::open(path); }, py::arg("path"),
+      py::call_guard<py::gil_scoped_release>(), "A pack file, once it has been checked.");
   module.def("quantize", &quantize_rows, py::arg("rows"), py::arg("type_name"),
              "Bytes of each row, rounded to f32, f16, bf16, q8_0, q4_0 or q4_k.");
   module.def("dequantize", &dequantize_rows, py::arg("rows"), py::arg("type_name"),

@@ -75,6 +75,7 @@ void bind_specs(py::module_& module) {
       .def_readwrite("n_draft", &RequestSpec::n_draft)
       .def_readwrite("layer", &RequestSpec::layer)
       .def_readwrite("pooling", &RequestSpec::pooling)
+      .def_readwrite("n_rows_beside", &RequestSpec::n_rows_beside)
       .def(
           "set_timeout",
           [](RequestSpec& spec, double seconds) {

@@ -215,6 +215,11 @@ void Engine::check(const RequestSpec& spec) const {
     throw InvalidRequestError("layer", "0.." + std::to_string(info_.n_layer + 1),
                               std::to_string(spec.layer));
   }
+  const bool has_states = spec.kind == RequestKind::kHidden && spec.layer > info_.n_layer;
+  if (spec.n_rows_beside < 0 || (spec.n_rows_beside > 0 && !has_states)) {
+    throw InvalidRequestError("n_rows_beside", "0, or rows of states after the output norm",
+                              std::to_string(spec.n_rows_beside));
+  }
   if (n_total > info_.n_ctx) throw ContextLengthError(n_total, info_.n_ctx);
   const std::int64_t n_blocks = (n_total + 1 + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
   if (n_blocks > info_.n_kv_blocks) {

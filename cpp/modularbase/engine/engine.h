@@ -48,7 +48,7 @@ class Engine {
   void commit(Sequence& sequence, std::size_t first_output, std::int64_t n_rows);
   void commit_generation(Sequence& sequence, std::size_t first_output);
   void commit_score(Sequence& sequence, std::int64_t n_rows);
-  void commit_hidden(Sequence& sequence, std::int64_t n_rows);
+  void commit_hidden(Sequence& sequence, std::size_t first_output, std::int64_t n_rows);
   std::optional<FinishReason> append_token(Sequence& sequence, const LogitsView& logits);
   void show_tokens(Sequence& sequence, std::size_t n_accepted);
   void finish(Sequence& sequence, FinishReason reason);

@@ -118,8 +118,7 @@ void Engine::step() {
   for (std::size_t i = 0; i < planned.size(); ++i) {
     Sequence& sequence = *planned[i];
     const auto n_rows = static_cast<std::int64_t>(plan_.spans[i].tokens.size());
-    const bool has_output = n_rows == sequence.n_pending();
-    const std::size_t n_outputs = has_output ? sequence.draft.size() + 1 : 0;
+    const std::size_t n_outputs = sequence.n_outputs(n_rows);
     try {
       commit(sequence, first_output, n_rows);
     } catch (...) {
@@ -140,7 +139,7 @@ void Engine::commit(Sequence& sequence, std::size_t first_output, std::int64_t n
     case RequestKind::kScore:
       return commit_score(sequence, n_rows);
     case RequestKind::kHidden:
-      return commit_hidden(sequence, n_rows);
+      return commit_hidden(sequence, first_output, n_rows);
     case RequestKind::kGenerate:
       break;
   }
@@ -221,9 +220,11 @@ void Engine::commit_score(Sequence& sequence, std::int64_t n_rows) {
   if (sequence.n_pending() == 1) finish(sequence, FinishReason::kDone);
 }
 
-void Engine::commit_hidden(Sequence& sequence, std::int64_t n_rows) {
+void Engine::commit_hidden(Sequence& sequence, std::size_t first_output, std::int64_t n_rows) {
   sequence.kv.set_valid(sequence.kv.n_tokens + n_rows);
-  const auto rows = runner_->hidden();
+  const auto rows = plan_.output == StepOutput::kHidden
+                        ? runner_->hidden()
+                        : runner_->states(first_output, static_cast<std::size_t>(n_rows));
   sequence.hidden.insert(sequence.hidden.end(), rows.begin(), rows.end());
   if (sequence.n_pending() > 0) return;
   const auto n_embd = static_cast<std::size_t>(info_.n_embd);

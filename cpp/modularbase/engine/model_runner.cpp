@@ -142,7 +142,7 @@ void ModelRunner::run(const StepPlan& plan) {
   fill_rows(plan);
   fill_inputs(step, plan);
   step.graph.compute(backend_);
-  read_outputs(step);
+  read_outputs(step, plan.wants_states);
 }
 
 void ModelRunner::fill_rows(const StepPlan& plan) {
@@ -210,12 +210,13 @@ void ModelRunner::fill_mid(const MidRows& mid, const StepPlan& plan) {
   set_input(mid.read_ids, read_ids);
 }
 
-void ModelRunner::read_outputs(StepGraph& step) {
+void ModelRunner::read_outputs(StepGraph& step, bool wants_states) {
   is_shortlist_ = step.key.end == GraphEnd::kShortlist;
   if (is_shortlist_) read_shortlists(step);
   if (step.logits) get_output(step.logits, dense_);
   if (step.logprobs) get_output(step.logprobs, logprobs_);
   if (step.hidden) get_output(step.hidden, hidden_);
+  if (wants_states) get_output(step.normed, normed_);
 }
 
 void ModelRunner::read_shortlists(StepGraph& step) {
@@ -230,6 +231,11 @@ void ModelRunner::read_shortlists(StepGraph& step) {
   head.graph.compute(backend_);
   get_output(head.logits, dense_);
   is_shortlist_ = false;
+}
+
+std::span<const float> ModelRunner::states(std::size_t first, std::size_t n) const {
+  const auto n_embd = static_cast<std::size_t>(model_.config.n_embd);
+  return std::span(normed_).subspan(first * n_embd, n * n_embd);
 }
 
 LogitsView ModelRunner::logits(std::size_t i) const {

@@ -29,6 +29,8 @@ class ModelRunner {
   std::span<const float> target_logprobs() const { return logprobs_; }
   /// kHidden: [n_embd, n_rows].
   std::span<const float> hidden() const { return hidden_; }
+  /// When the plan wants them: output rows after the output norm, [n_embd, n].
+  std::span<const float> states(std::size_t first, std::size_t n) const;
   /// Mean cosine between the deltas of a row's packs [n_rows + n_mid_rows, n_layer]; empty when no
   /// row had two.
   std::span<const float> pack_conflict() const { return conflict_; }
@@ -47,7 +49,7 @@ class ModelRunner {
   void fill_inputs(StepGraph& step, const StepPlan& plan);
   void fill_packs(const StepPlan& plan);
   void fill_mid(const MidRows& mid, const StepPlan& plan);
-  void read_outputs(StepGraph& step);
+  void read_outputs(StepGraph& step, bool wants_states);
   void read_shortlists(StepGraph& step);
 
   const Model& model_;

@@ -60,6 +60,9 @@ struct RequestSpec {
   // kHidden
   int layer = 0;  // residual stream entering this layer; n_layer + 1: after the output norm
   Pooling pooling = Pooling::kNone;
+  // While others generate: at most so many rows a step, in the step of theirs, so that nobody
+  // waits for this request. 0: steps of its own. After the output norm only.
+  int n_rows_beside = 0;
 };
 
 enum class FinishReason { kStop, kLength, kCancelled, kDeadline, kDone };

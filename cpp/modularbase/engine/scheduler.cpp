@@ -104,8 +104,7 @@ bool Scheduler::reserve(Sequence& sequence, std::int64_t n_tokens) {
 
 void Scheduler::plan_generation(StepPlan& plan) {
   std::int64_t n_prompt_rows = limits_.n_batch;
-  const auto n_decoding = std::count_if(running_.begin(), running_.end(),
-                                        [](const auto& s) { return s->is_decoding(); });
+  const std::int64_t n_decoding = this->n_decoding();
   if (n_decoding > 0) {
     n_prompt_rows =
         std::max<std::int64_t>(1, std::min(n_prompt_rows - n_decoding, kPromptRowsBesideDecoding));
@@ -113,6 +112,7 @@ void Scheduler::plan_generation(StepPlan& plan) {
   // In order of arrival: only sequences behind the current one are ever preempted for it.
   for (std::size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
+    if (n_decoding > 0 && sequence.spec.n_rows_beside > 0) plan_states(plan, sequence);
     if (sequence.spec.kind != RequestKind::kGenerate) continue;
     std::int64_t n_rows = sequence.n_pending();
     sequence.draft.clear();
@@ -176,10 +176,31 @@ void Scheduler::add_outputs(StepPlan& plan, Sequence& sequence) {
   }
 }
 
+// Its blocks were reserved when it was admitted.
+void Scheduler::plan_states(StepPlan& plan, Sequence& sequence) {
+  const std::int64_t n_rows =
+      std::min<std::int64_t>(sequence.n_pending(), sequence.spec.n_rows_beside);
+  add_span(plan, sequence, n_rows);
+  for (std::int64_t row = plan.n_rows - n_rows; row < plan.n_rows; ++row) {
+    const std::size_t at = plan.out_rows.size();
+    plan.out_rows.push_back(static_cast<std::int32_t>(row));
+    if (plan.queries.size() <= at) plan.queries.resize(at + 1);
+    plan.queries[at] = {.none = true, .forced = {}};
+  }
+  plan.wants_states = true;
+}
+
+std::int64_t Scheduler::n_decoding() const {
+  return std::count_if(running_.begin(), running_.end(),
+                       [](const auto& s) { return s->is_decoding(); });
+}
+
 bool Scheduler::plan_prompt_only(StepPlan& plan) {
+  const bool others_decode = n_decoding() > 0;
   for (const auto& running : running_) {
     Sequence& sequence = *running;
     if (sequence.spec.kind == RequestKind::kGenerate) continue;
+    if (others_decode && sequence.spec.n_rows_beside > 0) continue;
     const std::int64_t n_rows = std::min<std::int64_t>(
         {n_rows_wanted(sequence), kPromptOnlyRows, static_cast<std::int64_t>(limits_.n_batch)});
     const std::int64_t pos0 = sequence.kv.n_tokens;

@@ -67,6 +67,8 @@ class Scheduler {
   void add_span(StepPlan& plan, Sequence& sequence, std::int64_t n_rows);
   void add_mid_span(StepPlan& plan, Sequence& sequence, std::int64_t n_rows);
   void add_outputs(StepPlan& plan, Sequence& sequence);
+  void plan_states(StepPlan& plan, Sequence& sequence);
+  std::int64_t n_decoding() const;
 
   KvCache& cache_;
   PackAdmission packs_;

@@ -46,6 +46,11 @@ struct Sequence {
   std::int64_t n_pending() const { return static_cast<std::int64_t>(tokens.size()) - kv.n_tokens; }
   /// Of these, the ones that the lower layers know.
   std::int64_t n_mid_pending() const { return kv.n_lower - kv.n_tokens; }
+  /// Output rows of a step that runs so many rows of it.
+  std::size_t n_outputs(std::int64_t n_rows) const {
+    if (spec.kind != RequestKind::kGenerate) return static_cast<std::size_t>(n_rows);
+    return n_rows == n_pending() ? draft.size() + 1 : 0;
+  }
   bool is_decoding() const { return spec.kind == RequestKind::kGenerate && n_pending() == 1; }
 };
 

@@ -37,6 +37,7 @@ struct StepPlan {
   std::vector<std::int32_t> out_rows;  // ascending token rows whose output is wanted
   std::vector<HeadQuery> queries;      // kLogits: one per out row; may be longer (reused storage)
   std::vector<TokenId> targets;        // kTargetLogprobs: one per out row
+  bool wants_states = false;           // the out rows' states after the output norm are read, too
 
   void clear() {
     output = StepOutput::kLogits;
@@ -46,6 +47,7 @@ struct StepPlan {
     n_mid_rows = 0;
     out_rows.clear();
     targets.clear();
+    wants_states = false;
   }
 };
 

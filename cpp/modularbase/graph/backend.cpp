@@ -9,6 +9,8 @@
 namespace modularbase {
 namespace {
 
+constexpr std::chrono::milliseconds kBetweenSteps{2};
+
 ggml_backend_t init_gpu() {
   ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
   return device ? ggml_backend_dev_init(device, nullptr) : nullptr;
@@ -91,8 +93,15 @@ GallocrPtr Backend::make_allocator() const {
   return GallocrPtr(ggml_gallocr_new(ggml_backend_get_default_buffer_type(handle_.get())));
 }
 
+bool Backend::is_computing() const {
+  return computes_ || std::chrono::steady_clock::now() - ended_at_.load() < kBetweenSteps;
+}
+
 void Backend::compute(ggml_cgraph* graph) {
+  computes_ = true;
   const ggml_status status = ggml_backend_graph_compute(handle_.get(), graph);
+  ended_at_ = std::chrono::steady_clock::now();
+  computes_ = false;
   if (status != GGML_STATUS_SUCCESS) {
     throw DeviceError(name() + ": graph failed: " + ggml_status_to_string(status));
   }

@@ -5,6 +5,8 @@
 #include <ggml-cpu.h>
 #include <ggml.h>
 
+#include <atomic>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -45,6 +47,9 @@ class Backend {
   GallocrPtr make_allocator() const;
   /// \throws DeviceError when the device reports a failure.
   void compute(ggml_cgraph* graph);
+  /// Whether somebody computes, or did so a moment ago: between the steps of a request, too. Any
+  /// thread.
+  bool is_computing() const;
 
  private:
   using HandlePtr = std::unique_ptr<ggml_backend, GgmlDeleter<ggml_backend_free>>;
@@ -52,6 +57,8 @@ class Backend {
 
   int n_threads_;
   bool is_cpu_ = true;
+  std::atomic<bool> computes_{false};
+  std::atomic<std::chrono::steady_clock::time_point> ended_at_{};  // of the last computation
   ThreadpoolPtr threadpool_;  // declared first: outlives the backend that uses it
   HandlePtr handle_;
 };

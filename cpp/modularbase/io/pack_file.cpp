@@ -87,11 +87,11 @@ std::int64_t read_width(const GgufFile& file, const char* name) {
 
 }  // namespace
 
-PackFile PackFile::open(const std::string& path) {
+PackFile PackFile::open(const std::string& path, Pacer pacer) {
   try {
     PackFile pack(GgufFile::open(path));
     pack.read_geometry();
-    pack.read_sites();
+    pack.read_sites(pacer);
     pack.read_profile();
     pack.read_probe();
     pack.refuse_unknown_tensors();
@@ -161,22 +161,26 @@ const GgufTensor* PackFile::tensor(const std::string& full, std::initializer_lis
   return found;
 }
 
-void PackFile::read_sites() {
+void PackFile::read_sites(Pacer& pacer) {
   const auto& [n_embd, d_inner, d_ff, n_expert, n_used, layers, eps, adapter, expert] = geometry_;
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    const auto name = [i](const char* part) { return site_tensor(i, part); };
-    const bool has_gate = file_.find_tensor(name("token_gate.weight")) != nullptr;
+    const bool has_gate = file_.find_tensor(site_tensor(i, "token_gate.weight")) != nullptr;
+    const auto read = [&](const char* name, std::initializer_list<std::int64_t> ne,
+                          ggml_type type) {
+      const GgufTensor* found = tensor(site_tensor(i, name), ne, type);
+      pacer.rest();
+      return found;
+    };
     sites_.push_back(
-        {.in = tensor(name("in.weight"), {n_embd, d_inner}, adapter),
-         .norm = tensor(name("norm.weight"), {d_inner}, GGML_TYPE_F32),
-         .router = tensor(name("router.weight"), {d_inner, n_expert}, GGML_TYPE_F32),
-         .expert_gate = tensor(name("expert_gate.weight"), {d_inner, d_ff, n_expert}, expert),
-         .expert_up = tensor(name("expert_up.weight"), {d_inner, d_ff, n_expert}, expert),
-         .expert_down = tensor(name("expert_down.weight"), {d_ff, d_inner, n_expert}, expert),
-         .out = tensor(name("out.weight"), {d_inner, n_embd}, adapter),
-         .token_gate =
-             has_gate ? tensor(name("token_gate.weight"), {n_embd}, GGML_TYPE_F32) : nullptr,
-         .token_bias = has_gate ? tensor(name("token_gate.bias"), {1}, GGML_TYPE_F32) : nullptr});
+        {.in = read("in.weight", {n_embd, d_inner}, adapter),
+         .norm = read("norm.weight", {d_inner}, GGML_TYPE_F32),
+         .router = read("router.weight", {d_inner, n_expert}, GGML_TYPE_F32),
+         .expert_gate = read("expert_gate.weight", {d_inner, d_ff, n_expert}, expert),
+         .expert_up = read("expert_up.weight", {d_inner, d_ff, n_expert}, expert),
+         .expert_down = read("expert_down.weight", {d_ff, d_inner, n_expert}, expert),
+         .out = read("out.weight", {d_inner, n_embd}, adapter),
+         .token_gate = has_gate ? read("token_gate.weight", {n_embd}, GGML_TYPE_F32) : nullptr,
+         .token_bias = has_gate ? read("token_gate.bias", {1}, GGML_TYPE_F32) : nullptr});
   }
 }
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "modularbase/core/pacer.h"
 #include "modularbase/io/gguf_file.h"
 
 namespace modularbase {
@@ -39,8 +40,9 @@ struct PackSiteTensors {
 /// what follows may copy bytes.
 class PackFile {
  public:
+  /// \param pacer rests between tensors.
   /// \throws PackFormatError naming the file, the field, what was expected and what was found.
-  static PackFile open(const std::string& path);
+  static PackFile open(const std::string& path, Pacer pacer = {});
 
   const std::string& path() const { return file_.path(); }
   const MappedFile& file() const { return file_.file(); }
@@ -65,7 +67,7 @@ class PackFile {
  private:
   explicit PackFile(GgufFile file) : file_(std::move(file)) {}
   void read_geometry();
-  void read_sites();
+  void read_sites(Pacer& pacer);
   void read_profile();
   void read_probe();
   void refuse_unknown_tensors() const;

@@ -102,8 +102,8 @@ void begin_step(const CertifiedHeadArgs& args) {
     HeadRow& row = space.rows[i];
     row.ids.clear();
     row.logits.clear();
-    row.certified = false;
-    if (!can_answer(args.queries[i], screen.n_vocab)) continue;
+    row.certified = args.queries[i].none;
+    if (row.certified || !can_answer(args.queries[i], screen.n_vocab)) continue;
     prepare_scan_row(*args.head, screen, args.x + i * screen.n_embd, rest_planes(args.n_rows),
                      space.scan[i]);
     if (!space.scan[i].bounded) continue;

@@ -5,12 +5,13 @@
 
 #include "modularbase/kernels/linear.h"
 #include "modularbase/kernels/linear_dequantised.h"
+#include "modularbase/kernels/linear_k_quant.h"
 #include "modularbase/kernels/linear_product.h"
 
 namespace modularbase::kernels {
 namespace {
 
-constexpr std::int64_t kChunksPerThread = 8;  // so that a slow core costs at most an eighth
+constexpr std::int64_t kChunksPerThread = 4;  // so that a slow core costs at most a quarter
 constexpr std::int64_t kMaxWBlock = 256;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) {
@@ -172,7 +173,11 @@ void grouped_linear(const GroupedLinearArgs& args, int nth) {
     case GGML_TYPE_Q8_0:
       return run<VectorProduct<DequantisedWeights<GGML_TYPE_Q8_0>>>(args, nth);
     case GGML_TYPE_Q4_K:
+#if defined(MODULARBASE_LINEAR_QUANTISED)
+      return run<VectorProduct<Q4_KWeights>>(args, nth);
+#else
       return run<VectorProduct<DequantisedWeights<GGML_TYPE_Q4_K>>>(args, nth);
+#endif
     default:
       GGML_ABORT("grouped_linear: no kernel for weight type %s", ggml_type_name(args.type));
   }

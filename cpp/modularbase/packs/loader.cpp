@@ -188,7 +188,7 @@ void PackResidency::load_one(std::unique_lock<std::mutex>& lock, GenerationId id
   lock.unlock();
   const auto start = PackClock::now();
   try {
-    pool.write(generation.slot, *generation.pack);
+    pool.write(generation.slot, *generation.pack, pacer());
   } catch (const std::exception& e) {
     error = std::current_exception();
     error_text = e.what();

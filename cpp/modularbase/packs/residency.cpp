@@ -1,8 +1,5 @@
 #include "modularbase/packs/residency.h"
 
-#include <sys/resource.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -13,24 +10,6 @@ namespace modularbase {
 namespace {
 
 constexpr int kMaxSlots = 4096;
-constexpr int kNice = 10;
-
-/// Reads and checks a file in a thread that leaves the cores to those who compute.
-std::unique_ptr<const Pack> check_quietly(const std::string& path, const std::string& digest,
-                                          const std::string& name, const PackBase& base) {
-  std::unique_ptr<const Pack> pack;
-  std::exception_ptr error;
-  std::thread([&] {
-    ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNice);  // of this thread alone
-    try {
-      pack = std::make_unique<const Pack>(path, digest, name, base);
-    } catch (...) {
-      error = std::current_exception();
-    }
-  }).join();
-  if (error) std::rethrow_exception(error);
-  return pack;
-}
 
 }  // namespace
 
@@ -85,7 +64,8 @@ const PackResidency::Generation& PackResidency::find(GenerationId id) const {
 
 GenerationId PackResidency::open(const std::string& path, const std::string& digest,
                                  const std::string& name) {
-  auto pack = check_quietly(path, digest, name, base_);  // slow: without the lock
+  // Slow: without the lock, and beside those who compute.
+  auto pack = std::make_unique<const Pack>(path, digest, name, base_, pacer());
   const std::lock_guard lock(mutex_);
   for (auto& [id, known] : generations_) {
     if (known->pack->digest() == pack->digest()) {

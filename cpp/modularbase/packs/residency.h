@@ -90,6 +90,9 @@ class PackResidency {
   struct Generation;
   Generation& find(GenerationId id);
   const Generation& find(GenerationId id) const;
+  Pacer pacer() const {
+    return Pacer([this] { return backend_.is_computing(); });
+  }
   int pool_for(const PackGeometry& geometry);
   void check_can_fit(std::span<const GenerationId> ids) const;
   bool want(Generation& generation);

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "modularbase/core/errors.h"
 
@@ -117,14 +118,15 @@ int SlotPool::site_of_layer(int layer) const {
   return static_cast<int>(at - geometry_.sites.begin());
 }
 
-void SlotPool::write(int slot, const Pack& pack) {
+void SlotPool::write(int slot, const Pack& pack, Pacer pacer) {
   const std::size_t offset = static_cast<std::size_t>(slot) * layout_.slot_bytes;
   if (mapping_.data) {
-    pack.copy_to({static_cast<std::byte*>(mapping_.data) + offset, layout_.slot_bytes});
+    pack.copy_to({static_cast<std::byte*>(mapping_.data) + offset, layout_.slot_bytes},
+                 std::move(pacer));
     return;
   }
   std::vector<std::byte> staging(layout_.slot_bytes);
-  pack.copy_to(staging);
+  pack.copy_to(staging, std::move(pacer));
   ggml_backend_tensor_set(slots_, staging.data(), offset, staging.size());
 }
 

@@ -27,8 +27,8 @@ class SlotPool {
   /// Index of a layer among geometry().sites, or -1.
   int site_of_layer(int layer) const;
 
-  /// Loads a pack into a slot that no one reads. Any thread.
-  void write(int slot, const Pack& pack);
+  /// Loads a pack into a slot that no one reads, with rests. Any thread.
+  void write(int slot, const Pack& pack, Pacer pacer = {});
   /// Gives the memory of a slot that no one reads back to the system, where it can be.
   void release_memory(int slot);
 

@@ -88,6 +88,31 @@ TEST_CASE("hidden states: all rows, their mean, the last") {
   }
 }
 
+TEST_CASE("hidden states may share the steps of those who generate") {
+  TinyEngine tiny(tiny_options(), {.n_ctx = 16384});
+  const auto n_embd = static_cast<std::size_t>(tiny.engine.info().n_embd);
+  const std::int64_t layer = tiny.engine.info().n_layer + 1;
+  RequestSpec states = hidden_states(random_ids(3, 21), static_cast<int>(layer));
+  const std::vector<float> expected = finished(tiny.engine.submit(states)).hidden;
+  const Alone alone = run_alone(tiny.engine, greedy(random_ids(4, 20), 40));
+
+  states.n_rows_beside = 4;
+  const TicketPtr running = tiny.engine.submit(greedy(random_ids(4, 20), 16000));  // outlasts it
+  REQUIRE(running->wait_tokens(0, kPatience).size() > 0);
+  const std::int64_t n_steps = tiny.engine.stats().n_steps;
+  const std::vector<float> found = finished(tiny.engine.submit(states)).hidden;
+  CHECK(tiny.engine.stats().n_steps - n_steps >= 6);  // 21 rows, 4 a step
+  running->cancel();
+  Ids generated = ids_of(finished(running));
+  generated.resize(std::min(generated.size(), alone.n_sure));
+  CHECK(std::equal(generated.begin(), generated.end(), alone.ids.begin()));
+  REQUIRE(found.size() == 21 * n_embd);
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    CHECK(found[i] == doctest::Approx(expected[i]).epsilon(kTieGap));
+  }
+  CHECK(finished(tiny.engine.submit(states)).hidden.size() == 21 * n_embd);  // beside nobody
+}
+
 TEST_CASE("a stop token ends the request and is not shown") {
   TinyEngine tiny;
   RequestSpec spec = greedy(random_ids(4, 20), 12);
@@ -154,6 +179,9 @@ TEST_CASE("requests that make no sense are refused by field, and the engine goes
   CHECK(refused_field([&] { engine.submit(scoring({1})); }) == "prompt");
   CHECK(refused_field([&] { engine.submit(hidden_states({1}, -1)); }) == "layer");
   CHECK(refused_field([&] { engine.submit(hidden_states({1}, 4)); }) == "layer");
+  RequestSpec states = hidden_states({1}, 1);
+  states.n_rows_beside = 2;  // only the last states come from a step that generates
+  CHECK(refused_field([&] { engine.submit(states); }) == "n_rows_beside");
   CHECK(finished(engine.submit(good)).tokens.size() == 2);
 }
 

@@ -123,10 +123,8 @@ class Problem {
 
   Answer product(const Matrix& m, std::int64_t entry, std::int64_t col) const {
     const float* x = x_.data() + x_rows_[static_cast<std::size_t>(entry)] * shape_.n_in;
-    std::vector<float> rounded(x, x + shape_.n_in);  // weights made floats again take x as it is
-    if (linear_supported(shape_.type)) {
-      round_linear_input(shape_.type, x, shape_.n_in, rounded.data());
-    }
+    std::vector<float> rounded(static_cast<std::size_t>(shape_.n_in));
+    round_linear_input(shape_.type, x, shape_.n_in, rounded.data());
     double sum = 0.0, magnitude = 0.0;
     for (std::int64_t k = 0; k < shape_.n_in; ++k) {
       const double term =
