@@ -15,6 +15,8 @@ from benchmarks import (
     machine,
     models,
     ours,
+    packs_experts,
+    packs_peer,
     packs_residency,
     packs_speed,
     prefill,
@@ -38,7 +40,9 @@ MODULES = (
     speculative,
     ablation,
     packs_speed,
+    packs_experts,
     packs_residency,
+    packs_peer,
 )
 SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in MODULES}
 DEFAULT_ROUNDS = 5

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +69,16 @@ def bytes_read_per_token(n_embd: int, size: str) -> float:
     return N_SITES * (adapters + experts + small)
 
 
-def memcpy_us(n_bytes: int) -> float:
-    """Returns the time of copying so many bytes between two warm buffers."""
-    source, target = np.ones(n_bytes, np.uint8), np.ones(n_bytes, np.uint8)
-    return 1e6 * min(_seconds(lambda: np.copyto(target, source)) for _ in range(5))
+def memcpy_us(n_bytes: int, n_sources: int) -> float:
+    """Returns the time of copying so many bytes, each time from another of some buffers.
+
+    A pack that is loaded was not used just now: its bytes are in memory, not in the CPU's caches.
+    """
+    sources = [np.full(n_bytes, i, np.uint8) for i in range(n_sources)]
+    target = np.zeros(n_bytes, np.uint8)
+    return 1e6 * statistics.median(
+        _seconds(partial(np.copyto, target, source)) for source in sources * 8
+    )
 
 
 def _seconds(call: Callable[[], None]) -> float:

@@ -131,12 +131,12 @@ def _load_case(settings: Settings) -> Iterator[Case]:
     with closing(
         Engine.load(settings.models.f16, n_threads=settings.n_threads, pack_budget="13MB")
     ) as engine:
-        names = load_packs(engine, 2)
+        names = load_packs(engine, N_RESIDENT)
         n_bytes = engine.packs.status(names[0]).n_bytes
         yield Case(
             name="load of a pack S from the page cache into a slot",
             unit="us",
-            baseline={"memcpy of its bytes": partial(memcpy_us, n_bytes)},
+            baseline={"memcpy of its bytes": partial(memcpy_us, n_bytes, N_RESIDENT)},
             contenders={"load": partial(_load_us, engine, names)},
             better="lower",
             targets={"load": LOAD_TARGET},

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from benchmarks import ours
 from benchmarks.harness import Case, CaseResult
@@ -84,7 +85,8 @@ def _batch_case(engine: Engine, file: str) -> Case:
 def cases(settings: Settings) -> Iterator[Case]:
     """Yields one pack of each size, and eight at once, on the F16 file."""
     model = settings.models.f16
-    for file, dtype in (("F16", "keep"), ("F16 as BF16", "auto")):
+    dtypes: dict[str, Literal["keep", "auto"]] = {"F16": "keep", "F16 as BF16": "auto"}
+    for file, dtype in dtypes.items():
         engine = Engine.load(model, dtype=dtype, n_threads=settings.n_threads, pack_budget="1GB")
         with closing(engine):
             for size in ("S", "M"):
@@ -92,7 +94,7 @@ def cases(settings: Settings) -> Iterator[Case]:
             yield _batch_case(engine, file)
 
 
-def tables(settings: Settings, _: Sequence[CaseResult], __: Machine) -> list[Table]:
+def tables(settings: Settings, _results: Sequence[CaseResult], _machine: Machine) -> list[Table]:
     """Adds the resident bytes of a pack by the type of its experts."""
     rows = []
     with closing(Engine.load(settings.models.f16, pack_budget="1GB")) as engine:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.digest import sha256_of
@@ -146,15 +147,24 @@ def run_logged(command: list[str], log: Path) -> None:
         raise PeerBuildError(f"{' '.join(command)} failed, log in {log}:\n{tail}")
 
 
+def configure(source: Path, build: Path, options: Sequence[str], log: Path) -> None:
+    """Configures a CMake project in `build`."""
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    run_logged(["cmake", "-S", str(source), "-B", str(build), *generator, *options], log)
+
+
+def build_target(build: Path, target: str, log: Path) -> None:
+    """Builds one target of a configured project on all cores."""
+    jobs = str(os.cpu_count() or 1)
+    run_logged(["cmake", "--build", str(build), "-j", jobs, "--target", target], log)
+
+
 def compile_tools(source: Path, build: Path, log: Path) -> None:
     """Configures and builds every tool in `build`."""
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    configure = ["cmake", "-S", str(source), "-B", str(build), *generator, *CMAKE_OPTIONS]
-    run_logged(configure, log)
-    jobs = str(os.cpu_count() or 1)
+    configure(source, build, CMAKE_OPTIONS, log)
     for number, tool in enumerate(TOOLS, 1):
         print(f"[{number}/{len(TOOLS)}] building {tool}", file=sys.stderr, flush=True)
-        run_logged(["cmake", "--build", str(build), "-j", jobs, "--target", tool], log)
+        build_target(build, tool, log)
 
 
 def ensure_built(folder: Path | None = None) -> Path:

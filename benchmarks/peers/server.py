@@ -68,6 +68,22 @@ def read_completion(events: Iterator[dict[str, Any]], start: float) -> Completio
     )
 
 
+def read_answer(answer: Mapping[str, Any], n_prompt: int, n_gen: int) -> list[int]:
+    """Returns the tokens of an answer that is all that was asked for.
+
+    Raises:
+        PeerRunError: It has another number of tokens, or part of its prompt was not computed.
+    """
+    tokens = [int(token) for token in answer.get("tokens", [])]
+    timings = answer.get("timings", {})
+    if len(tokens) != n_gen or timings.get("prompt_n") != n_prompt:
+        raise PeerRunError(
+            f"llama-server: expected {n_prompt} tokens computed and {n_gen} generated, "
+            f"found {timings.get('prompt_n')} and {len(tokens)}"
+        )
+    return tokens
+
+
 @dataclass(frozen=True)
 class Server:
     """A running llama-server."""
@@ -84,24 +100,46 @@ class Server:
             "cache_prompt": True,
             "stream": True,
         }
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
-        try:
-            start = time.monotonic()
-            connection.request("POST", "/completion", json.dumps(body))
-            response = connection.getresponse()
-            if response.status != 200:
-                raise PeerRunError(f"llama-server: {response.status} {response.read(300)!r}")
+        with self._post("/completion", body) as (response, start):
             return read_completion(read_events(iter(response.readline, b"")), start)
-        finally:
-            connection.close()
+
+    def answer(self, prompt: Sequence[int], n_gen: int, adapter: int | None) -> list[int]:
+        """Generates `n_gen` tokens greedily with one LoRA adapter or none; nothing is cached.
+
+        The answer comes in one piece: reading many token by token would take CPU time from the
+        server.
+        """
+        body = {
+            "prompt": list(prompt),
+            "n_predict": n_gen,
+            "temperature": 0.0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "return_tokens": True,
+            "lora": [{"id": adapter or 0, "scale": 0.0 if adapter is None else 1.0}],
+        }
+        with self._post("/completion", body) as (response, _):
+            return read_answer(json.loads(response.read()), len(prompt), n_gen)
 
     def tokenize(self, text: str) -> list[int]:
         """Returns the token ids of a text, its special tokens recognised."""
+        body = {"content": text, "add_special": False, "parse_special": True}
+        with self._post("/tokenize", body) as (response, _):
+            return [int(token) for token in json.loads(response.read())["tokens"]]
+
+    @contextmanager
+    def _post(
+        self, path: str, body: Mapping[str, object]
+    ) -> Iterator[tuple[http.client.HTTPResponse, float]]:
+        """Yields the answer to a request, and when the request was sent."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
         try:
-            body = {"content": text, "add_special": False, "parse_special": True}
-            connection.request("POST", "/tokenize", json.dumps(body))
-            return [int(token) for token in json.loads(connection.getresponse().read())["tokens"]]
+            start = time.monotonic()
+            connection.request("POST", path, json.dumps(body))
+            response = connection.getresponse()
+            if response.status != 200:
+                raise PeerRunError(f"llama-server: {response.status} {response.read(300)!r}")
+            yield response, start
         finally:
             connection.close()
 
@@ -125,16 +163,21 @@ def _free_port() -> int:
 
 @contextmanager
 def serve(
-    tools: Path, model: Path, n_threads: int, n_ctx: int, options: Sequence[str] = ()
+    tools: Path,
+    model: Path,
+    n_threads: int,
+    n_ctx: int,
+    options: Sequence[str] = (),
+    n_slots: int = 1,
 ) -> Iterator[Server]:
-    """Runs llama-server with one slot until the block ends.
+    """Runs llama-server until the block ends; its slots share the context.
 
     Raises:
         PeerRunError: The server ended before it was ready, or did not become ready.
     """
     port = _free_port()
     command = [str(tools / "llama-server"), "-m", str(model), "-t", str(n_threads)]
-    command += ["-tb", str(n_threads), "-c", str(n_ctx), "-np", "1", "--no-ui"]
+    command += ["-tb", str(n_threads), "-c", str(n_ctx), "-np", str(n_slots), "--no-ui"]
     command += ["--host", "127.0.0.1", "--port", str(port), *options]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
