@@ -109,9 +109,9 @@ TEST_CASE("callers stream, cancel and watch at once, with too little KV memory f
 TEST_CASE("a request of each kind is cancelled while it waits and while it runs") {
   EngineOptions options = threaded();
   options.n_sequences = 1;
-  options.n_batch = 1;  // slow: 400 steps a prompt
-  TinyEngine tiny(options);
-  const Ids prompt = random_ids(1, 400);
+  options.n_batch = 1;  // 15,000 steps a prompt: it cannot end before it is cancelled
+  TinyEngine tiny(options, {.n_ctx = 16384});
+  const Ids prompt = random_ids(1, 15000);
   const std::vector<RequestSpec> specs = {greedy(prompt, 20), scoring(prompt),
                                           hidden_states(prompt, 3)};
   for (std::size_t running = 0; running < specs.size(); ++running) {
