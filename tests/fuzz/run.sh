@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes the GGUF loader for SECONDS (default 60). Fails on a crash, a hang or too much memory; the input that
-# did it is then kept in build/fuzz/findings.
+# Fuzzes the GGUF loader and the reader of packs, for SECONDS (default 60) together. Fails on a crash, a hang or too
+# much memory; the input that did it is then kept in build/fuzz/findings.
 set -euo pipefail
 
 seconds=${1:-60}
@@ -20,11 +20,16 @@ cxx=$(compiler clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 cl
 
 cmake -S "$root" -B "$build" -DCMAKE_C_COMPILER="$cc" -DCMAKE_CXX_COMPILER="$cxx" \
   -DMODULARBASE_BUILD_FUZZERS=ON
-cmake --build "$build" --target gguf_fuzz gguf_seeds --parallel 2
+cmake --build "$build" --target gguf_fuzz pack_fuzz fuzz_seeds --parallel 2
 
-corpus=$build/corpus/gguf
-mkdir -p "$corpus" "$build/findings"
-"$build/tests/fuzz/gguf_seeds" "$corpus"
-"$build/tests/fuzz/gguf_fuzz" "$corpus" -max_total_time="$seconds" -max_len=4096 -timeout=10 \
-  -rss_limit_mb=1024 -dict="$root/tests/fuzz/gguf.dict" -artifact_prefix="$build/findings/" \
-  -print_final_stats=1
+corpus=$build/corpus
+mkdir -p "$corpus/gguf" "$corpus/pack" "$build/findings"
+"$build/tests/fuzz/fuzz_seeds" "$corpus/gguf" "$corpus/pack"
+
+fuzz() {  # target, most bytes of an input
+  "$build/tests/fuzz/$1_fuzz" "$corpus/$1" -max_total_time=$((seconds / 2)) -max_len="$2" -timeout=10 \
+    -rss_limit_mb=1024 -dict="$root/tests/fuzz/gguf.dict" -artifact_prefix="$build/findings/" \
+    -print_final_stats=1
+}
+fuzz gguf 4096
+fuzz pack 262144
