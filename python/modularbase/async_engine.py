@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from modularbase.engine import Engine
 from modularbase.errors import CancelledError
+from modularbase.generation import Generation
 from modularbase.types import FloatArray, Message, Prompt, Result, SamplingParams, Score
 
 _T = TypeVar("_T")
@@ -49,7 +50,7 @@ class AsyncEngine:
         self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
     ) -> Result:
         """As `Engine.generate`."""
-        generation = self.engine.submit(prompt, params, **overrides)
+        generation = await self._submit(prompt, params, overrides)
         try:
             return await self._wait(generation.result)
         except asyncio.CancelledError:
@@ -60,7 +61,7 @@ class AsyncEngine:
         self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
     ) -> AsyncIterator[str]:
         """As `Engine.stream`."""
-        generation = self.engine.submit(prompt, params, **overrides)
+        generation = await self._submit(prompt, params, overrides)
         pieces = iter(generation)
         try:
             while (piece := await self._wait(lambda: next(pieces, None))) is not None:
@@ -84,9 +85,31 @@ class AsyncEngine:
         """As `Engine.embed`."""
         return await self._wait(lambda: self.engine.embed(prompt))
 
+    async def _submit(
+        self, prompt: Prompt, params: SamplingParams | None, overrides: dict[str, Any]
+    ) -> Generation:
+        def submit() -> Generation:
+            return self.engine.submit(prompt, params, **overrides)
+
+        if not overrides.get("packs"):
+            return submit()
+        # A pack's first use takes a while, which other tasks shall not wait for.
+        submitting = asyncio.ensure_future(self._wait(submit))
+        try:
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(_cancel)
+            raise
+
     async def _wait(self, call: Callable[[], _T]) -> _T:
         try:
             waiting = asyncio.get_running_loop().run_in_executor(self._waiters, call)
         except RuntimeError as error:  # the threads went with close
             raise CancelledError("the engine is closed") from error
         return await waiting
+
+
+def _cancel(submitting: asyncio.Future[Generation]) -> None:
+    """Cancels what was submitted for a task that has gone."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()

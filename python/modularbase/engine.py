@@ -46,7 +46,7 @@ from modularbase.types import (
 )
 
 _WAIT_MS = 100
-_PACK_TIMEOUT_S = 60.0  # for a pack's first load, where the request has no timeout
+_PROBE_ROWS = 2  # a step, while others generate: they lose little by it
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
@@ -221,8 +221,15 @@ class Engine:
         matcher = StopMatcher(stop_strings(chosen.stop))
         tokenizer = self.tokenizer
         spec = self._spec(self._token_ids(prompt), chosen)
-        prepared = self._add_packs(spec, packs, chosen.timeout_s or _PACK_TIMEOUT_S)
-        return Generation(self._core.submit(spec), tokenizer, matcher, chosen, prepared)
+        prepared = self._add_packs(spec, packs, chosen.timeout_s)
+        generation = Generation(self._core.submit(spec), tokenizer, matcher, chosen, prepared)
+        if prepared.request.packs:  # only now: a guess must not push out what this one needs
+            try:
+                self._preparer.predict(prepared.request)
+            except BaseException:
+                generation.cancel()
+                raise
+        return generation
 
     def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
@@ -268,8 +275,8 @@ class Engine:
         spec = _core.RequestSpec()
         spec.kind = _core.RequestKind.score
         spec.prompt = ids = self._token_ids(prompt)
-        self._add_packs(spec, packs, _PACK_TIMEOUT_S)
-        logprobs = self._finished(spec).logprobs
+        with self._add_packs(spec, packs, None):
+            logprobs = self._finished(spec).logprobs
         return Score(ids, logprobs, float(np.exp(-logprobs.mean(dtype=np.float64))))
 
     def hidden(self, prompt: Prompt, layer: int, *, packs: Packs = None) -> FloatArray:
@@ -282,8 +289,8 @@ class Engine:
             packs: As in `submit`.
         """
         spec = self._hidden_spec(prompt, layer, _core.Pooling.none)
-        self._add_packs(spec, packs, _PACK_TIMEOUT_S)
-        return self._finished(spec).hidden.reshape(-1, self.info["n_embd"])
+        with self._add_packs(spec, packs, None):
+            return self._finished(spec).hidden.reshape(-1, self.info["n_embd"])
 
     def embed(self, prompt: Prompt, *, pooling: Literal["mean", "last"] = "mean") -> FloatArray:
         """One vector of length 1 for a text, [n_embd]: its pooled last hidden states."""
@@ -307,11 +314,14 @@ class Engine:
     def _probe(self, tokens: Sequence[int], generation: int | None) -> FloatArray:
         """Final hidden states with one generation, or without: [n_tokens, n_embd]."""
         spec = self._hidden_spec(tokens, self.info["n_layer"] + 1, _core.Pooling.none)
+        spec.n_rows_beside = _PROBE_ROWS
         if generation is not None:
             spec.add_pack_choice([(generation, 1.0)])
         return self._finished(spec).hidden.reshape(len(tokens), -1)
 
-    def _add_packs(self, spec: _core.RequestSpec, packs: Packs, timeout_s: float) -> PreparedPacks:
+    def _add_packs(
+        self, spec: _core.RequestSpec, packs: Packs, timeout_s: float | None
+    ) -> PreparedPacks:
         request = parse_packs(packs)
         if not request.packs:
             return PreparedPacks(request, ())
@@ -321,6 +331,8 @@ class Engine:
             raise InvalidRequestError(
                 "fallback", "'on_failure', 'always' or 'never'", repr(request.fallback)
             )
+        if not isinstance(request.user, str):
+            raise InvalidRequestError("user", "a name, or ''", repr(request.user))
         prepared = self._preparer.prepare(request, timeout_s)
         for choice in prepared.choices:
             pairs = [(generation.core_id, use.weight) for use, generation in choice.uses]

@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from modularbase.bases.identity import BaseIdentity
 from modularbase.errors import (
-    BaseLoadError,
     BudgetExceededError,
-    PackFormatError,
+    DependencyError,
+    InvalidRequestError,
+    ModularBaseError,
     PackIncompatibleError,
     PackNotFoundError,
 )
-from modularbase.packs.manifest import Manifest, PackRequirement, parse_manifest
-from modularbase.packs.probe import GENERIC_TOKENS, check_effect, stored_probe
+from modularbase.packs.finder import FoundPack, PackFinder
+from modularbase.packs.generation_table import GenerationTable, Hold
+from modularbase.packs.manifest import Manifest, PackRequirement
+from modularbase.packs.probe import GENERIC_TOKENS, check_effect
 from modularbase.packs.residency import Generation, Residency, pack_status
-from modularbase.packs.resolver import BaseVersion, resolve
 from modularbase.packs.spec import parse_spec
 from modularbase.packs.store import PackStore
 from modularbase.types import FloatArray, PackStats, PackStatus, PackUse
 
-_MANIFEST_KEY = "modularbase-pack.manifest"
 _WAIT_MS = 100
+_MAX_PROBES_KEPT = 16
 
 SwapMode = Literal["create", "upsert", "compare_and_swap"]
 
 
 Probe = Callable[[Sequence[int], int | None], FloatArray]
 """Final hidden states [n_tokens, n_embd] of token ids, with a generation or without."""
-
-
-@dataclass(slots=True)
-class _Table:
-    """Names and the generations they point to."""
-
-    by_name: dict[str, Generation] = field(default_factory=dict)
-    probed: set[str] = field(default_factory=set)  # digests that changed the base as they should
 
 
 class EnginePacks:
@@ -63,23 +57,25 @@ class EnginePacks:
     ) -> None:
         """Use `Engine.packs`."""
         self._core = core
-        self._base = base
-        self._metadata_of = metadata_of
         self._probe = probe
-        self._store = store or PackStore()
-        self._changing = threading.RLock()  # one load, swap or eviction by name at a time
-        self._table_lock = threading.Lock()
-        self._table = _Table()
+        self._finder = PackFinder(base, metadata_of, store or PackStore())
+        self._table = GenerationTable(core)
+        # Of the base alone; most probes are on the same tokens, such as those of a pack's versions.
+        self._base_states = lru_cache(_MAX_PROBES_KEPT)(lambda tokens: probe(tokens, None))
 
     def list(self) -> list[PackStatus]:
         """All generations that the engine knows, by name; retired ones while requests hold them."""
-        with self._table_lock:
-            names = {g.core_id: (name, g) for name, g in self._table.by_name.items()}
-        found = []
+        names: defaultdict[int, list[str]] = defaultdict(list)
+        for name, generation in self._table.names().items():
+            names[generation.core_id].append(name)
+        found: list[PackStatus] = []
         for raw in self._core.status().packs:
-            name, generation = names.get(raw.id, (raw.name.partition("@")[0], None))
-            version = generation.manifest.version if generation else raw.name.partition("@")[2]
-            found.append(pack_status(name, version, raw))
+            pack_id, _, version = raw.name.partition("@")
+            is_retired = raw.is_retired or self._table.is_replaced(raw.id)
+            found += [
+                pack_status(name, version, raw, is_retired=is_retired)
+                for name in names.get(raw.id, [pack_id])
+            ]
         return sorted(found, key=lambda status: (status.id, status.is_retired, status.version))
 
     def status(self, name: str) -> PackStatus:
@@ -88,9 +84,8 @@ class EnginePacks:
         Raises:
             PackNotFoundError: The engine does not know the name.
         """
-        generation = self._known(name)
-        raw = self._core.status_of(generation.core_id)
-        return pack_status(generation.manifest.id, generation.manifest.version, raw)
+        with self._table.hold() as hold:
+            return self._status(name, self._table.named(name, hold))
 
     def stats(self) -> PackStats:
         """Budget, bytes in use, and counters."""
@@ -121,14 +116,15 @@ class EnginePacks:
             DependencyError: What it needs is missing or in conflict.
             BudgetExceededError: There is no room for it.
         """
-        with self._changing:
-            if _is_path(pack):
-                return self.swap(self._manifest_of(Path(pack)).id, pack, timeout_s=timeout_s)
-            requirement = parse_spec(pack)
-            self._check_known(requirement)
-            for manifest in resolve([requirement], self._store, self._version).packs:
-                self._point(self._open_installed(manifest), timeout_s)
-        return self.status(requirement.id)
+        if _is_path(pack):
+            pack_id = self._finder.at(Path(pack)).manifest.id
+            return self.swap(pack_id, pack, timeout_s=timeout_s)
+        deadline = time.monotonic() + timeout_s
+        requirement = parse_spec(pack)
+        with self._table.hold() as hold:
+            generation = self._loaded_with_dependencies(requirement, deadline, hold)
+            self._table.point(requirement.id, generation, lambda _: None)
+            return self._status(requirement.id, generation)
 
     def swap(
         self,
@@ -149,18 +145,20 @@ class EnginePacks:
             timeout_s: How long to wait for room.
 
         Raises:
+            InvalidRequestError: No request could use the name, or there is no such mode.
             PackIncompatibleError: The name does not point to what it should, or as in `load`.
             ModularBaseError: As in `load`; the name then points where it did.
         """
-        with self._changing:
-            self._check_swap(name, mode, expected)
-            if _is_path(pack):
-                generation = self._open(Path(pack), "", self._manifest_of(Path(pack)))
-            else:
-                generation = self._open_installed(self._store.find(parse_spec(pack)).manifest)
-            self._load(generation, timeout_s)
-            self._point_name(name, generation)
-        return self.status(name)
+        deadline = time.monotonic() + timeout_s
+        check = _swap_check(name, mode, expected)
+        check(self.known(name))  # before all the work, and again when the name changes
+        with self._table.hold() as hold:
+            found = self._finder.at(Path(pack)) if _is_path(pack) else self._newest(pack)
+            self._want_dependencies(found.manifest, deadline)
+            generation = self._table.open(found, hold)
+            self._load(generation, deadline)
+            self._table.point(name, generation, check)
+            return self._status(name, generation)
 
     def evict(self, name: str) -> None:
         """Frees a pack's slot; it stays known and is loaded again when needed.
@@ -169,185 +167,160 @@ class EnginePacks:
             PackNotFoundError: The engine does not know the name.
             BudgetExceededError: Requests use it, or it is pinned.
         """
-        self._core.evict(self._known(name).core_id)
+        with self._table.hold() as hold:
+            self._core.evict(self._table.named(name, hold).core_id)
 
     def forget(self, name: str) -> None:
-        """Forgets a name; requests that run keep their generation."""
-        with self._changing, self._table_lock:
-            generation = self._table.by_name.pop(name, None)
-            others = {g.core_id for g in self._table.by_name.values()}
-        if generation and generation.core_id not in others:
-            self._core.retire(generation.core_id)
+        """Forgets a name; requests that have begun keep their generation."""
+        self._table.forget(name)
 
-    def pin(self, name: str) -> None:
-        """Keeps a pack resident, as soon as it is; loads it."""
-        generation = self._known_or_loaded(name)
-        self._core.pin(generation.core_id)
-        self._load(generation, 60.0)
+    def pin(self, name: str, timeout_s: float = 60.0) -> None:
+        """Loads a pack and keeps it resident; the pin stays with the name when it is swapped.
+
+        Raises:
+            ModularBaseError: As in `load`; it is not pinned then.
+        """
+        if self.known(name) is None:
+            name = self.load(name, timeout_s).id
+        with self._table.hold() as hold:
+            generation = self._table.named(name, hold)
+            self._core.pin(generation.core_id)  # first, else it might be evicted between the two
+            try:
+                self._load(generation, time.monotonic() + timeout_s)
+            except ModularBaseError:
+                self._core.unpin(generation.core_id)
+                raise
 
     def unpin(self, name: str) -> None:
-        """Lets a pack be evicted again."""
-        self._core.unpin(self._known(name).core_id)
+        """Lets a pack be evicted again.
+
+        Raises:
+            PackNotFoundError: The engine does not know the name.
+        """
+        with self._table.hold() as hold:
+            self._core.unpin(self._table.named(name, hold).core_id)
 
     def preload(self, pack: str) -> None:
         """Loads a pack when nothing more urgent is to be done; returns at once if it is known."""
-        self._core.preload(self._opened(parse_spec(pack)).core_id)
+        requirement = parse_spec(pack)
+        with self._table.hold() as hold:
+            generation = self._table.find(requirement, hold)
+            if generation is None:
+                generation = self._table.open(self._finder.newest(requirement), hold)
+                self._table.add(requirement, generation)
+            self._core.preload(generation.core_id)
 
-    def ready(self, use: PackUse, timeout_s: float) -> Generation:
+    def guess(self, name: str) -> bool:
+        """Preloads a known pack that is not resident; whether there was something to do."""
+        with self._table.hold() as hold:
+            generation = self._table.find(parse_spec(name), hold)
+            if generation is None or self._status(name, generation).state != "known":
+                return False
+            self._core.preload(generation.core_id)
+            return True
+
+    def hold(self) -> Hold:
+        """What `ready` and `find` need: it keeps generations from being retired by a swap."""
+        return self._table.hold()
+
+    def ready(self, use: PackUse, deadline: float, hold: Hold) -> Generation:
         """The generation a request's pack stands for, checked and probed; its dependencies load.
+
+        Args:
+            use: The pack; a version other than the one its name points to leaves the name alone.
+            deadline: Of `time.monotonic`: how long to wait for room.
+            hold: Gets the generation.
 
         Raises:
             ModularBaseError: As in `load`.
         """
         requirement = parse_spec(use.pack)
-        with self._table_lock:
-            known = self._table.by_name.get(requirement.id)
-        if known and requirement.accepts(known.manifest.version):
-            for dependency in known.manifest.dependencies:
-                self._core.preload(self._opened(dependency).core_id)
-            if known.digest in self._table.probed:
-                return known
-        with self._changing:
-            if not known or not requirement.accepts(known.manifest.version):
-                self.load(use.pack, timeout_s)
-            generation = self._known(requirement.id)
-            self._load(generation, timeout_s)
+        generation = self._table.find(requirement, hold)
+        if generation is None:
+            generation = self._loaded_with_dependencies(requirement, deadline, hold)
+            self._table.add(requirement, generation)
             return generation
+        self._want_dependencies(generation.manifest, deadline)
+        if not self._table.is_probed(generation):
+            self._load(generation, deadline)
+        return generation
+
+    def find(self, pack: str, hold: Hold) -> Generation | None:
+        """The generation a request's pack stands for, if it is known and has been probed."""
+        found = self._table.find(parse_spec(pack), hold)
+        return found if found and self._table.is_probed(found) else None
 
     def known(self, name: str) -> Generation | None:
         """The generation a name points to, if the engine knows it."""
-        with self._table_lock:
-            return self._table.by_name.get(name)
+        return self._table.known(name)
 
     def manifest(self, pack: str) -> Manifest | None:
         """What a pack says of itself, if it is known or installed."""
         requirement = parse_spec(pack)
-        known = self.known(requirement.id)
-        if known:
-            return known.manifest
-        try:
-            return self._store.find(requirement).manifest
-        except PackNotFoundError:
-            return None
+        with self._table.hold() as hold:
+            found = self._table.find(requirement, hold)
+        return found.manifest if found else self._finder.manifest(requirement)
 
-    def guess(self, name: str) -> bool:
-        """Preloads a known pack that is not resident; whether there was something to do."""
-        generation = self.known(name)
-        if generation is None or self.status(name).state != "known":
-            return False
-        self._core.preload(generation.core_id)
-        return True
+    def _status(self, name: str, generation: Generation) -> PackStatus:
+        raw = self._core.status_of(generation.core_id)
+        return pack_status(name, generation.manifest.version, raw, is_retired=raw.is_retired)
 
-    @property
-    def _version(self) -> BaseVersion:
-        return BaseVersion(self._base.id, self._base.version)
+    def _newest(self, pack: str) -> FoundPack:
+        return self._finder.newest(parse_spec(pack))
 
-    def _known(self, name: str) -> Generation:
-        with self._table_lock:
-            generation = self._table.by_name.get(name)
-            if generation is None:
-                raise PackNotFoundError(name, "", sorted(self._table.by_name))
-            return generation
+    def _loaded_with_dependencies(
+        self, requirement: PackRequirement, deadline: float, hold: Hold
+    ) -> Generation:
+        *needed, wanted = self._finder.with_dependencies(requirement)
+        for found in needed:
+            exact = PackRequirement(id=found.manifest.id, version=found.manifest.version)
+            dependency = self._table.find(exact, hold) or self._table.open(found, hold)
+            self._load(dependency, deadline)
+            self._table.add(exact, dependency)
+        generation = self._table.open(wanted, hold)
+        self._load(generation, deadline)
+        return generation
 
-    def _known_or_loaded(self, name: str) -> Generation:
-        if self.known(name) is None:
-            self.load(name)
-        return self._known(name)
+    def _want_dependencies(self, manifest: Manifest, deadline: float) -> None:
+        """Sees to it that what a known pack needs is resident, or soon will be."""
+        for dependency in manifest.dependencies:
+            with self._table.hold() as hold:
+                known = self._table.find(dependency, hold)
+                if known is not None:
+                    self._core.preload(known.core_id)
+                    continue
+                try:
+                    generation = self._loaded_with_dependencies(dependency, deadline, hold)
+                except PackNotFoundError as error:
+                    reason = f"{manifest.id} {manifest.version} needs {dependency}: {error}"
+                    raise DependencyError(reason) from error
+                self._table.add(dependency, generation)
 
-    def _opened(self, requirement: PackRequirement) -> Generation:
-        known = self.known(requirement.id)
-        if known and requirement.accepts(known.manifest.version):
-            return known
-        with self._changing:
-            generation = self._open_installed(self._store.find(requirement).manifest)
-            self._point_name(requirement.id, generation)
-            return generation
-
-    def _check_known(self, requirement: PackRequirement) -> None:
-        """Tells an unknown pack, and one for other bases, from one whose dependencies fail."""
-        newest = self._store.find(requirement).manifest
-        suits_base = [
-            manifest
-            for manifest in self._store.versions(requirement.id)
-            if requirement.accepts(manifest.version) and self._version.suits(manifest)
-        ]
-        if not suits_base:
-            self._check_base(newest)
-
-    def _open_installed(self, manifest: Manifest) -> Generation:
-        self._check_base(manifest)
-        pack = self._store.read(manifest.id, manifest.version)
-        return self._open(pack.path, f"sha256:{pack.record.sha256}", manifest)
-
-    def _open(self, path: Path, digest: str, manifest: Manifest) -> Generation:
-        self._check_base(manifest)
-        name = f"{manifest.id}@{manifest.version}"
-        core_id = self._core.open(str(path), digest, name)
-        return Generation(core_id, self._core.status_of(core_id).digest, manifest, path)
-
-    def _manifest_of(self, path: Path) -> Manifest:
-        try:
-            text = self._metadata_of(path).get(_MANIFEST_KEY)
-        except BaseLoadError as error:  # the reader's word for a file that is not sound
-            raise PackFormatError(error.file, error.field, error.expected, error.found) from error
-        if not isinstance(text, str):
-            raise PackFormatError(str(path), _MANIFEST_KEY, "a manifest", "none")
-        return parse_manifest(text, str(path))
-
-    def _check_base(self, manifest: Manifest) -> None:
-        name = f"{manifest.id} {manifest.version}"
-        if manifest.base_id != self._base.id:
-            raise PackIncompatibleError(name, "base_id", manifest.base_id, self._base.id)
-        if not manifest.suits_base(self._base.version):
-            wanted = " or ".join(manifest.base_compatibility)
-            raise PackIncompatibleError(name, "base_compatibility", wanted, self._base.version)
-        if manifest.base_digest and manifest.base_digest != self._base.digest:
-            raise PackIncompatibleError(
-                name, "base_digest", manifest.base_digest, self._base.digest
-            )
-
-    def _check_swap(self, name: str, mode: SwapMode, expected: str | None) -> None:
-        known = self.known(name)
-        found = known.digest if known else "nothing"
-        if mode == "create" and known:
-            raise PackIncompatibleError(name, "name", "a new one", found)
-        if mode == "compare_and_swap" and found != expected:
-            raise PackIncompatibleError(name, "generation", str(expected), found)
-
-    def _point(self, generation: Generation, timeout_s: float) -> None:
-        self._load(generation, timeout_s)
-        self._point_name(generation.manifest.id, generation)
-
-    def _point_name(self, name: str, generation: Generation) -> None:
-        with self._table_lock:
-            old = self._table.by_name.get(name)
-            self._table.by_name[name] = generation
-            still_named = old and any(
-                g.core_id == old.core_id for g in self._table.by_name.values()
-            )
-        if old and not still_named:
-            self._core.retire(old.core_id)
-
-    def _load(self, generation: Generation, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
+    def _load(self, generation: Generation, deadline: float) -> None:
         while not self._core.load(generation.core_id, _WAIT_MS):
             if time.monotonic() > deadline:
                 stats, raw = self.stats(), self._core.status_of(generation.core_id)
-                reason = f"no room came free within {timeout_s:g} s"
                 n_bytes: int = raw.n_bytes
+                reason = "no room came free in time"
                 raise BudgetExceededError(str(generation), n_bytes, stats.budget_bytes, reason)
-        if generation.digest not in self._table.probed:
-            self._run_probe(generation)
-            self._table.probed.add(generation.digest)
+        with self._table.lock_of(generation.manifest.id):
+            if not self._table.is_probed(generation):
+                self._run_probe(generation)
+                self._table.set_probed(generation)
 
     def _run_probe(self, generation: Generation) -> None:
-        stored = stored_probe(self._metadata_of(generation.path))
+        stored = generation.probe
         tokens = stored.tokens if stored else GENERIC_TOKENS
-        check_effect(str(generation.path), self.measure_effect(generation, tokens), stored)
+        try:
+            effect = self.measure_effect(generation, tokens)
+        except InvalidRequestError as error:  # the base has no such tokens
+            name = f"{generation.manifest.id} {generation.manifest.version}"
+            raise PackIncompatibleError(name, "probe", error.expected, error.found) from error
+        check_effect(str(generation.path), effect, stored)
 
     def measure_effect(self, generation: Generation, tokens: Sequence[int]) -> FloatArray:
         """|h_pack - h_base| / |h_base| of the final hidden state at each token, [n_tokens]."""
-        base = self._probe(tokens, None)
+        base = self._base_states(tuple(tokens))
         changed = self._probe(tokens, generation.core_id)
         effect: FloatArray = np.linalg.norm(changed - base, axis=1) / np.linalg.norm(base, axis=1)
         return effect
@@ -355,3 +328,22 @@ class EnginePacks:
 
 def _is_path(pack: str) -> bool:
     return pack.endswith(".gguf") or "/" in pack
+
+
+def _swap_check(
+    name: str, mode: SwapMode, expected: str | None
+) -> Callable[[Generation | None], None]:
+    """What raises when a name means something that forbids the swap."""
+    if mode not in get_args(SwapMode):
+        raise InvalidRequestError("mode", " or ".join(map(repr, get_args(SwapMode))), repr(mode))
+    if parse_spec(name).id != name:
+        raise InvalidRequestError("name", "a pack's id", repr(name))
+
+    def check(known: Generation | None) -> None:
+        found = known.digest if known else "nothing"
+        if mode == "create" and known:
+            raise PackIncompatibleError(name, "name", "a new one", found)
+        if mode == "compare_and_swap" and found != expected:
+            raise PackIncompatibleError(name, "generation", str(expected), found)
+
+    return check

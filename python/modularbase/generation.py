@@ -109,6 +109,9 @@ class PackOutcome(Protocol):
     ) -> tuple[tuple[UsedPack, ...], tuple[Fallback, ...]]:
         """Which packs were used, and which were given up."""
 
+    def release(self) -> None:
+        """The request needs its packs no longer."""
+
 
 class Ticket(Protocol):
     """What the C++ engine gives for a submitted request."""
@@ -191,6 +194,7 @@ class Generation:
     def cancel(self) -> None:
         """Ends the request at the next step; what was generated stays readable."""
         self._ticket.cancel()
+        self._packs.release()
 
     def finished(self) -> bool:
         """Whether all of it has been generated."""
@@ -221,6 +225,7 @@ class Generation:
             if was_finished or self._matcher.matched is not None:
                 text += self._matcher.push(self._decoder.finish()) + self._matcher.finish()
                 self._ended = True
+                self._packs.release()
             if taken or text:
                 self._pieces.append(Piece(text, [token.id for token in taken]))
             return self._ended

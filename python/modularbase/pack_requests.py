@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -9,16 +11,21 @@ from typing import Protocol
 from modularbase.engine_packs import EnginePacks
 from modularbase.errors import (
     DependencyError,
+    HistoryError,
     InvalidRequestError,
     ModularBaseError,
     PackNotFoundError,
 )
+from modularbase.packs.generation_table import Hold
 from modularbase.packs.manifest import Manifest
 from modularbase.packs.residency import Generation
 from modularbase.packs.spec import parse_spec
 from modularbase.types import Fallback, PackRequest, Packs, PackUse, UsedPack
 
+_log = logging.getLogger(__name__)
+
 _MAX_PACKS = 4
+_TIMEOUT_S = 60.0  # for a pack's first load, where the request has no timeout
 
 
 class Predictor(Protocol):
@@ -64,6 +71,18 @@ class PreparedPacks:
     request: PackRequest
     choices: tuple[PackChoice, ...]
     fallbacks: tuple[Fallback, ...] = ()
+    hold: Hold | None = None  # on all generations of the choices
+
+    def __enter__(self) -> PreparedPacks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """The request has ended: its generations may go."""
+        if self.hold is not None:
+            self.hold.release()
 
     def outcome(
         self, choice: int, errors: Sequence[str]
@@ -83,17 +102,21 @@ def parse_packs(packs: Packs) -> PackRequest:
     Raises:
         InvalidRequestError: It is none of the documented forms.
     """
-    if packs is None or packs == "none":
-        return PackRequest()
     if isinstance(packs, PackRequest):
-        return replace(packs, packs=tuple(_use(use) for use in packs.packs))
+        return replace(packs, packs=_uses(packs.packs))
+    return PackRequest(packs=_uses(packs))
+
+
+def _uses(packs: object) -> tuple[PackUse, ...]:
+    if packs is None or packs == "none":
+        return ()
     if isinstance(packs, str):
-        return PackRequest(packs=(_use(packs),))
+        return (_use(packs),)
     if not isinstance(packs, Sequence):
         raise InvalidRequestError("packs", "names, PackUse, a PackRequest or 'none'", repr(packs))
     if len(packs) > _MAX_PACKS:
         raise InvalidRequestError("packs", f"at most {_MAX_PACKS}", str(len(packs)))
-    return PackRequest(packs=tuple(_use(use) for use in packs))
+    return tuple(_use(use) for use in packs)
 
 
 def _use(use: object) -> PackUse:
@@ -103,6 +126,9 @@ def _use(use: object) -> PackUse:
         raise InvalidRequestError("packs", "names or PackUse", repr(use))
     parse_spec(use.pack)
     return use
+
+
+_BASE = PackChoice()
 
 
 class PackPreparer:
@@ -121,48 +147,64 @@ class PackPreparer:
         self._predictor = predictor
         self._n_preload = n_preload
 
-    def prepare(self, request: PackRequest, timeout_s: float) -> PreparedPacks:
+    def prepare(self, request: PackRequest, timeout_s: float | None) -> PreparedPacks:
         """The choices of a request.
+
+        Args:
+            request: What is asked for.
+            timeout_s: The request's; once it is over, nothing else is tried.
 
         Raises:
             ModularBaseError: A pack cannot be had, and the request allows no fallback for that.
         """
         if not request.packs:
             return PreparedPacks(request, ())
-        self._predict(request)
+        deadline = time.monotonic() + (_TIMEOUT_S if timeout_s is None else timeout_s)
+        hold = self._packs.hold()
         try:
-            first = self._choice(request.packs, timeout_s)
+            first = self._choice(request.packs, deadline, hold)
         except ModularBaseError as error:
-            if not _may_fall_back(request, error):
+            is_over = timeout_s is not None and time.monotonic() >= deadline
+            if is_over or not _may_fall_back(request, error):
                 raise
-            return self._fall_back(request, error, timeout_s)
+            return self._fall_back(request, error, deadline, hold)
         if request.fallback == "never":
-            return PreparedPacks(request, (first,))
-        return PreparedPacks(request, (first, *self._known_chain(first), PackChoice()))
+            return PreparedPacks(request, (first,), (), hold)
+        chain = self._known_chain(first, hold)
+        return PreparedPacks(request, (first, *chain, _BASE), (), hold)
 
-    def _choice(self, uses: Sequence[PackUse], timeout_s: float) -> PackChoice:
-        choice = PackChoice(tuple((use, self._packs.ready(use, timeout_s)) for use in uses))
-        _refuse_conflicts([generation.manifest for _, generation in choice.uses])
-        return choice
+    def predict(self, request: PackRequest) -> None:
+        """Learns from a request that has been queued, and preloads what may come after it."""
+        if self._predictor is None or not request.user:
+            return  # what nobody has done teaches nothing
+        names = [parse_spec(use.pack).id for use in request.packs]
+        try:
+            self._predictor.record(request.user, names)
+            predicted = self._predictor.predict_next_packs(request.user, self._n_preload)
+            others = [p.pack for p in predicted if p.pack not in names]
+            acted = [pack for pack in others if self._packs.guess(pack)]
+            if acted:
+                self._predictor.acted_on(request.user, acted)
+        except HistoryError as error:  # a hint that is missing costs time, not an answer
+            _log.warning("no prediction of packs: %s", error)
+
+    def _choice(self, uses: Sequence[PackUse], deadline: float, hold: Hold) -> PackChoice:
+        ready = [(use, self._packs.ready(use, deadline, hold)) for use in uses]
+        _refuse_conflicts([generation.manifest for _, generation in ready])
+        return PackChoice(tuple(ready))
 
     def _fall_back(
-        self, request: PackRequest, error: ModularBaseError, timeout_s: float
+        self, request: PackRequest, error: ModularBaseError, deadline: float, hold: Hold
     ) -> PreparedPacks:
         given_up = [Fallback(tuple(use.pack for use in request.packs), str(error))]
         for uses in self._chain(request.packs):
-            choice = self._try_choice(uses, timeout_s, given_up)
-            if choice is not None:
-                return PreparedPacks(request, (choice, PackChoice()), tuple(given_up))
-        return PreparedPacks(request, (PackChoice(),), tuple(given_up))
-
-    def _try_choice(
-        self, uses: Sequence[PackUse], timeout_s: float, given_up: list[Fallback]
-    ) -> PackChoice | None:
-        try:
-            return self._choice(uses, timeout_s)
-        except ModularBaseError as reason:
-            given_up.append(Fallback(tuple(use.pack for use in uses), str(reason)))
-            return None
+            try:
+                choice = self._choice(uses, deadline, hold)
+            except ModularBaseError as reason:
+                given_up.append(Fallback(tuple(use.pack for use in uses), str(reason)))
+                continue
+            return PreparedPacks(request, (choice, _BASE), tuple(given_up), hold)
+        return PreparedPacks(request, (_BASE,), tuple(given_up), hold)
 
     def _chain(self, uses: Sequence[PackUse]) -> list[tuple[PackUse, ...]]:
         chain: list[tuple[PackUse, ...]] = []
@@ -172,25 +214,15 @@ class PackPreparer:
                 chain += [(PackUse(other),) for other in manifest.fallback]
         return [*chain, self._default] if self._default else chain
 
-    def _known_chain(self, first: PackChoice) -> list[PackChoice]:
+    def _known_chain(self, first: PackChoice, hold: Hold) -> list[PackChoice]:
         """What would answer if the first choice failed later: only what is known already."""
         chain = []
         for uses in self._chain([use for use, _ in first.uses]):
-            found = [(use, self._packs.known(parse_spec(use.pack).id)) for use in uses]
+            found = [(use, self._packs.find(use.pack, hold)) for use in uses]
             known = tuple((use, generation) for use, generation in found if generation)
             if len(known) == len(found):
                 chain.append(PackChoice(known))
         return chain
-
-    def _predict(self, request: PackRequest) -> None:
-        if self._predictor is None:
-            return
-        names = [parse_spec(use.pack).id for use in request.packs]
-        self._predictor.record(request.user, names)
-        predicted = self._predictor.predict_next_packs(request.user, self._n_preload)
-        acted = [p.pack for p in predicted if p.pack not in names and self._packs.guess(p.pack)]
-        if acted:
-            self._predictor.acted_on(request.user, acted)
 
 
 def _may_fall_back(request: PackRequest, error: ModularBaseError) -> bool:

@@ -122,7 +122,7 @@ class PackRequest:
         fallback: When a pack cannot be had, its manifest's fallback chain, the engine's default
             packs and at last the plain base are tried, and the result says so. "on_failure": for
             packs that are known; "always": for unknown ones, too; "never": it is an error.
-        user: Whose history this request is part of (see `modularbase.routing`).
+        user: Whose history this request is part of (see `modularbase.routing`); "": nobody's.
     """
 
     packs: tuple[PackUse, ...] = ()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
-from modularbase import Engine
+from modularbase import Engine, EngineOptions
 from tests.conftest import TinyModelFactory
 from tests.tools.gguf_edit import copy_gguf
-from tests.tools.tiny_requests import load
+from tests.tools.tiny_requests import BITWISE_ROWS, load
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}\n{% endfor %}[a]"
@@ -37,3 +39,57 @@ def own_engine(chat_model: Path) -> Iterator[Engine]:
     """An engine of the test's own, which it may close or fill."""
     with load(chat_model) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def pack_model(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose context is long enough for requests that outlast a test."""
+    path = tmp_path_factory.mktemp("pack_model") / "tiny-packs.gguf"
+    return copy_gguf(chat_model, path, changes={"llama.context_length": 1 << 15})
+
+
+class PackEngineFactory(Protocol):
+    """Makes engines with packs."""
+
+    def __call__(
+        self, *, n_slots: float = ..., arguments: Mapping[str, Any] | None = ..., **options: Any
+    ) -> Engine:
+        """Room for n_slots tiny packs; arguments of `Engine.load`, fields of `EngineOptions`."""
+
+
+@pytest.fixture(scope="session")
+def slot_bytes(pack_model: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """What a tiny pack takes of the budget."""
+    from tests.tools.engine_packs import pack_file  # slow to import: torch
+
+    with load(pack_model) as engine:
+        return engine.packs.load(str(pack_file(tmp_path_factory.mktemp("one_pack")))).n_bytes
+
+
+@pytest.fixture
+def pack_engines(
+    pack_model: Path, slot_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PackEngineFactory]:
+    """Engines of the test's own, with a store of its own; they are closed behind it."""
+    monkeypatch.setenv("MODULARBASE_HOME", str(tmp_path / "home"))
+    with ExitStack() as stack:
+
+        def make(
+            *, n_slots: float = 8, arguments: Mapping[str, Any] | None = None, **options: Any
+        ) -> Engine:
+            fields: dict[str, Any] = {
+                "n_batch": BITWISE_ROWS,
+                "pack_budget_bytes": int(n_slots * slot_bytes),
+                **options,
+            }
+            given: dict[str, Any] = {"dtype": "keep", "n_threads": 1, **(arguments or {})}
+            engine = Engine.load(pack_model, **given, options=EngineOptions(**fields))
+            return stack.enter_context(engine)
+
+        yield make
+
+
+@pytest.fixture
+def pack_engine(pack_engines: PackEngineFactory) -> Engine:
+    """An engine with room for eight tiny packs."""
+    return pack_engines()

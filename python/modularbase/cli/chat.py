@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,7 +162,7 @@ def _undo(conversation: Conversation, _: str) -> None:
 
 
 def _params(conversation: Conversation, _: str) -> None:
-    err.print(json.dumps(conversation.params))
+    err.print(json.dumps(conversation.params, default=asdict, ensure_ascii=False))
 
 
 def _stats(conversation: Conversation, _: str) -> None:

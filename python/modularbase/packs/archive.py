@@ -147,6 +147,8 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
     mode = member.external_attr >> 16
     if member.is_dir() or (stat.S_IFMT(mode) not in (0, stat.S_IFREG)):
         raise PackFormatError(str(path), name, "a plain file", stat.filemode(mode))
+    if member.header_offset < 0:  # zipfile would seek there, an error that looks like the disk's
+        raise PackFormatError(str(path), name, "an offset in the file", str(member.header_offset))
     if member.flag_bits & 1:
         raise PackFormatError(str(path), name, "no password", "an encrypted member")
     if member.file_size > _MAX_BYTES[name]:

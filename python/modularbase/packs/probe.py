@@ -11,8 +11,12 @@ from modularbase.errors import PackFormatError
 from modularbase.packs.weights import Probe
 from modularbase.types import FloatArray
 
-GENERIC_TOKENS = tuple(range(1, 9))
-"""Run where a pack has no probe of its own: any tokens show whether it does something."""
+GENERIC_TOKENS = tuple(range(1, 8))
+"""Run where a pack has no probe of its own: any tokens show whether it does something.
+
+Seven, which a step computes row by row: in whatever steps they run, beside whatever, an identity
+gives the base's very bits (see `kTileSpanRows` in the runtime).
+"""
 
 # Bases of other types round differently; another pack, or another base, is far outside.
 _TOLERANCE = 0.25

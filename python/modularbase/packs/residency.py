@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modularbase.packs.manifest import Manifest
+from modularbase.packs.weights import Probe
 from modularbase.types import PackStatus
 
 
@@ -49,12 +50,13 @@ class Generation:
     digest: str
     manifest: Manifest
     path: Path
+    probe: Probe | None  # what it should do to the base, where the file says so
 
     def __str__(self) -> str:
         return f"{self.manifest.id}@{self.manifest.version}"
 
 
-def pack_status(name: str, version: str, raw: Any) -> PackStatus:
+def pack_status(name: str, version: str, raw: Any, *, is_retired: bool) -> PackStatus:
     """One generation, as callers see it."""
     return PackStatus(
         id=name,
@@ -66,7 +68,7 @@ def pack_status(name: str, version: str, raw: Any) -> PackStatus:
         slot=raw.slot if raw.slot > 0 else None,
         n_leases=raw.n_leases,
         is_pinned=raw.is_pinned,
-        is_retired=raw.is_retired,
+        is_retired=is_retired,
         n_hits=raw.n_hits,
         n_loads=raw.n_loads,
         idle_s=raw.idle_s if raw.idle_s >= 0 else None,

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from modularbase.errors import PackFormatError
@@ -203,6 +203,7 @@ def spoil_headers(raw: bytes, edits: list[tuple[int, int]], n_gguf: int) -> byte
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(edits=st.lists(st.tuples(st.integers(0, 10**7), st.integers(0, 255)), max_size=4))
+@example(edits=[(8969, 7)])  # the directory begins behind its end: members at negative offsets
 def test_any_damage_is_named_or_harmless(
     edits: list[tuple[int, int]], gguf: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
