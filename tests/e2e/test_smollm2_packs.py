@@ -21,7 +21,7 @@ from modularbase.types import FloatArray, Packs
 from tests.tools.compare import assert_same_tokens
 
 N_PACKS = 8
-WAIT_S = 60
+WAIT_S = 600
 PROMPT = "The three most important things to know about the ocean are"
 PREFIX = "You are a careful assistant who answers in one sentence. " * 90  # some 1000 tokens
 # Lead in log-probability under which another order of summation may turn two tokens.

@@ -20,7 +20,7 @@ from tests.tools.tiny_requests import BITWISE_ROWS, ids
 
 BASE_ID = "tiny-packs"  # the base of `pack_model`
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
-WAIT_S = 20  # far above what anything here takes; a hang fails instead of stalling the run
+WAIT_S = 300  # far above what anything here takes; a hang fails instead of stalling the run
 PROMPT = ids(5)
 
 
