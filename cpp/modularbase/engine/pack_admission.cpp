@@ -38,6 +38,7 @@ PackAdmission::Verdict PackAdmission::admit(Sequence& sequence) {
 
 PackAdmission::Verdict PackAdmission::try_choice(Sequence& sequence, const PackChoice& choice) {
   std::vector<GenerationId> ids;
+  ids.reserve(choice.packs.size());
   for (const PackUse& use : choice.packs) ids.push_back(use.generation);
   if (!ids.empty()) {
     const auto acquired = residency_->acquire(ids, sequence.leases, sequence.pack_wait);

@@ -69,6 +69,7 @@ class MergeNode final : public CustomNode {
 
   void run(ggml_tensor* dst, int ith, int nth) override {
     std::vector<PackDeltas> deltas;
+    deltas.reserve(pools_.size());
     for (const PoolDelta& pool : pools_) {
       deltas.push_back(
           {pool.delta ? floats(pool.delta) : nullptr, pool.step->routes.factors.data()});

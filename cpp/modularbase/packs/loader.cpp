@@ -211,7 +211,7 @@ void PackResidency::load_one(std::unique_lock<std::mutex>& lock, GenerationId id
     ++generation.n_loads;
     ++counts_.n_loads;
   }
-  forget_if_retired(id);
+  forget_if_retired(generation);
   changed_.notify_all();
 }
 

@@ -95,20 +95,21 @@ int PackResidency::pool_for(const PackGeometry& geometry) {
 void PackResidency::retire(GenerationId id) {
   {
     const std::lock_guard lock(mutex_);
-    find(id).is_retired = true;
-    forget_if_retired(id);
+    Generation& generation = find(id);
+    generation.is_retired = true;
+    forget_if_retired(generation);
   }
   on_change_();
 }
 
-void PackResidency::forget_if_retired(GenerationId id) {
-  Generation& generation = find(id);
+void PackResidency::forget_if_retired(Generation& generation) {
   if (!generation.is_retired || generation.n_leases > 0) return;
   if (generation.state == PackState::kLoading) return;  // the loader forgets it
   if (generation.state == PackState::kResident) {
     pool_at(generation.pool).release_memory(generation.slot);
     put_out(generation);
   }
+  const GenerationId id = generation.id;
   std::erase(preloads_, id);
   generations_.erase(id);
 }
@@ -156,11 +157,11 @@ void PackResidency::unpin(GenerationId id) {
 void PackResidency::release(GenerationId id) {
   {
     const std::lock_guard lock(mutex_);
-    Generation& generation = find(id);
+    Generation& generation = *generations_.at(id);  // there: this lease keeps it
     --generation.n_leases;
     generation.last_use = ++clock_;
     generation.used_at = PackClock::now();
-    forget_if_retired(id);
+    forget_if_retired(generation);
     changed_.notify_all();
   }
   on_change_();

@@ -104,7 +104,7 @@ class PackResidency {
   bool is_evictable(const Generation& generation) const;
   std::size_t used_bytes() const;
   void release(GenerationId id);
-  void forget_if_retired(GenerationId id);
+  void forget_if_retired(Generation& generation);
   void run_loader();
   std::optional<GenerationId> next_load();
   void load_one(std::unique_lock<std::mutex>& lock, GenerationId id);
