@@ -126,6 +126,7 @@ def test_a_request_that_streams_ends_on_what_it_began_with(
     text += "".join(piece.text for piece in pieces)
     result = running.result()
     assert (result.packs[0].digest, result.text) == (old, text)
+    assert result.text != answer(engine, "live", max_tokens=96).text
     assert_same_tokens(result.token_ids, answer(engine, "p0", max_tokens=96), GAP)
 
 
