@@ -15,11 +15,11 @@ import torch
 
 from modularbase.errors import InvalidRequestError, PackFormatError, TrainingError
 from modularbase.packs.project import CONFIG_FILE
-from modularbase.training import fit as fitting
 from modularbase.training.fit import FitReport, StepReport, fit, resume
 from modularbase.training.optimiser import rate_factor
 from modularbase.training.options import PartRates, TrainOptions
 from modularbase.training.run_folder import RunFolder
+from modularbase.training.trainer import Trainer
 from tests.conftest import TinyModelFactory
 from tests.python.training.toy import LONGER, make_project, toy_options
 
@@ -201,13 +201,13 @@ def test_part_rates_of_zero_leave_the_part_as_it_was(options: TrainOptions) -> N
 def test_a_loss_that_is_not_finite_ends_the_run(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = fitting.Trainer._backward
+    real = Trainer._backward
 
     def spoilt(self: Any, piece: Any, whole: Any) -> dict[str, float]:
         figures = real(self, piece, whole)
         return figures if self.step < 12 else {**figures, "loss": float("nan")}
 
-    monkeypatch.setattr(fitting.Trainer, "_backward", spoilt)
+    monkeypatch.setattr(Trainer, "_backward", spoilt)
     with pytest.raises(TrainingError, match="step 13"):
         fit(options)
     state = RunFolder.latest(options.project).load()
