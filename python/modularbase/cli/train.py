@@ -66,6 +66,9 @@ def fit(
     precision: Annotated[
         Literal["auto", "f32", "bf16"] | None, typer.Option(help="Type of the products.")
     ] = None,
+    heldout_blocks: Annotated[
+        int | None, typer.Option(help="Most sequences to measure on, of each kind of text.")
+    ] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between measurements.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Measurements without a better one that end the run; 0: off.")
@@ -94,6 +97,7 @@ def fit(
         "warmup_steps": warmup_steps,
         "accumulation": accumulation,
         "precision": precision,
+        "heldout_blocks": heldout_blocks,
         "eval_every": eval_every,
         "patience": patience,
         "save_every": save_every,
