@@ -34,24 +34,28 @@ def check_target(project: Path) -> None:
             raise InvalidRequestError("project", "no weights but trained ones", str(path))
 
 
-def provenance(options: TrainOptions, report: FitReport, command: str, licence: str) -> Training:
+def provenance(
+    before: Training, options: TrainOptions, report: FitReport, command: str, licence: str
+) -> Training:
     """How a run's weights can be made again.
 
     Args:
+        before: What the project's manifest says; what is not known better stays.
         options: What the run was told.
         report: How it ended.
         command: What a user typed, or "".
-        licence: Of the text.
+        licence: Of the text, or "".
     """
     sources = [*options.data, *(f"neutral: {path}" for path in options.neutral)]
-    return Training(
-        command=command,
-        seed=options.seed,
-        data=tuple(map(str, sources)),
-        data_licence=licence,
-        n_tokens=report.n_tokens,
-        n_steps=report.n_steps,
-    )
+    changes = {
+        "command": command,
+        "seed": options.seed,
+        "data": tuple(map(str, sources)),
+        "data_licence": licence or before.data_licence,
+        "n_tokens": report.n_tokens,
+        "n_steps": report.n_steps,
+    }
+    return before.model_copy(update=changes)
 
 
 def trained_manifest(manifest: Manifest, training: Training, report: FitReport) -> Manifest:
@@ -140,7 +144,5 @@ def save_result(
         licence: Of the text; "" keeps what the manifest says.
     """
     manifest = read_manifest(options.project)
-    training = provenance(options, report, command, licence or manifest.training.data_licence)
-    derived = manifest.training.derived_from
-    training = training.model_copy(update={"derived_from": derived})
+    training = provenance(manifest.training, options, report, command, licence)
     return write_weights(options.project, report.pack, trained_manifest(manifest, training, report))

@@ -15,11 +15,11 @@ from modularbase.engine import read_metadata
 from modularbase.errors import InvalidRequestError
 from modularbase.pack_evaluation import PackMeasure
 from modularbase.packs.build import build
-from modularbase.packs.manifest import ExpertType
+from modularbase.packs.manifest import ExpertType, Training
 from modularbase.packs.pack_file import read_pack
 from modularbase.packs.project import WEIGHTS_FOLDER, read_manifest
 from modularbase.training.data import TokenBlocks, pack_blocks, split_blocks
-from modularbase.training.export import check_target, export_pack, save_result
+from modularbase.training.export import check_target, export_pack, save_result, write_weights
 from modularbase.training.fit import FitReport, fit
 from modularbase.training.options import TrainOptions
 from modularbase.training.texts import read_documents
@@ -91,15 +91,17 @@ def test_a_project_is_built_from_what_was_trained(run: tuple[TrainOptions, FitRe
         assert error < 0.15  # of 4-bit experts
 
 
-def test_a_run_without_licence_keeps_that_of_the_manifest(
-    run: tuple[TrainOptions, FitReport],
-) -> None:
+def test_what_the_manifest_knows_better_stays(run: tuple[TrainOptions, FitReport]) -> None:
     options, report = run
-    save_result(options, report, licence="CC-BY-4.0")
-    save_result(options, replace(report, figures={"perplexity": math.inf}))
     manifest = read_manifest(options.project)
-    assert manifest.training.data_licence == "CC-BY-4.0"
-    assert "heldout perplexity of the base" in manifest.evaluation
+    training = Training(derived_from="sha256:" + "0" * 64, data_licence="CC-BY-4.0")
+    write_weights(options.project, report.pack, manifest.model_copy(update={"training": training}))
+    save_result(options, replace(report, figures={"perplexity": math.inf}))
+    found = read_manifest(options.project)
+    assert found.training.derived_from == training.derived_from
+    assert found.training.data_licence == "CC-BY-4.0"
+    assert found.training.n_steps == report.n_steps
+    assert found.evaluation["heldout perplexity of the base"] == report.base["perplexity"]
 
 
 def test_weights_of_others_are_not_left_beside(tmp_path: Path) -> None:

@@ -162,11 +162,21 @@ def test_a_run_that_gets_no_better_ends(options: TrainOptions) -> None:
     assert report.stopped_early and report.n_steps == report.best_step + 3 < 30
     assert losses[report.best_step] == min(losses)
     assert report.figures["perplexity"] == pytest.approx(torch.tensor(min(losses)).exp().item())
-    assert report.best_step > 0 or not any(p.any() for p in outputs(report))
+    state = RunFolder(report.run).load()
+    assert state is not None
+    for name, value in report.pack.state_dict().items():
+        assert torch.equal(value, state["best_weights"][name])
+    assert not torch.equal(report.pack.sites[0].w_out, state["weights"]["sites.0.w_out"])
 
 
-def outputs(report: FitReport) -> list[torch.Tensor]:
-    return [site.w_out for site in report.pack.sites]
+def test_patience_goes_on_where_a_run_stopped(options: TrainOptions) -> None:
+    patient = replace(options, learning_rate=1.0, eval_every=1, save_every=1, patience=3)
+    patient = replace(patient, steps=30)
+    whole = fit(patient)
+    assert whole.stopped_early
+    with pytest.raises(ConnectionError):
+        fit(patient, stop_at(whole.n_steps - 1, crash))
+    assert_same(resume(options.project), whole)
 
 
 def test_accumulation_changes_nothing_but_rounding(options: TrainOptions) -> None:
@@ -176,6 +186,8 @@ def test_accumulation_changes_nothing_but_rounding(options: TrainOptions) -> Non
     fit(replace(plain, accumulation=3))
     for whole, pieces in zip(rows(options.project), rows(options.project, "fit-002"), strict=True):
         assert pieces["loss"] == pytest.approx(whole["loss"], rel=1e-3)
+        if whole["kind"] == "train":
+            assert pieces["balance"] == pytest.approx(whole["balance"], rel=0.1)
         if whole["kind"] == "train" and whole["step"] == 1:
             assert pieces["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
