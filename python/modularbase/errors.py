@@ -29,6 +29,7 @@ __all__ = [
     "PackIncompatibleError",
     "PackNotFoundError",
     "TokenizerError",
+    "TrainingError",
 ]
 
 InstallFailure = Literal[
@@ -234,3 +235,11 @@ class TokenizerError(ModularBaseError):
         self.field = field
         self.expected = expected
         self.found = found
+
+
+class TrainingError(ModularBaseError):
+    """Training that cannot begin or go on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -25,6 +25,7 @@ EXAMPLES: list[errors.ModularBaseError] = [
     errors.PackIncompatibleError(pack_id="code", field="base_id", required="a", found="b"),
     errors.BudgetExceededError(pack_id="code", needed_bytes=9, budget_bytes=8, reason="full"),
     errors.HistoryError(file="a.sqlite", field="user_version", expected="at most 1", found="2"),
+    errors.TrainingError("the loss is not finite"),
 ]
 
 

@@ -92,7 +92,7 @@ def run_site(pack: PackValues, site: SiteValues, x: torch.Tensor) -> SiteTrace:
     """
 
     def weight(values: Any) -> torch.Tensor:
-        return torch.from_numpy(values).to(x.dtype)
+        return torch.as_tensor(values).to(x.dtype)  # of a tensor it is the tensor, with gradients
 
     z_raw = x @ weight(site.w_in).T
     mean_square = z_raw.pow(2).mean(dim=-1, keepdim=True)

@@ -15,6 +15,7 @@ from modularbase.cli.generate import generate
 from modularbase.cli.info import doctor, info
 from modularbase.cli.pack import pack_app
 from modularbase.cli.score import score
+from modularbase.cli.train import train_app
 from modularbase.errors import ModularBaseError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ for command in (generate, chat, bench, score, info, doctor):
     app.command()(command)
 app.add_typer(base_app, name="base")
 app.add_typer(pack_app, name="pack")
+app.add_typer(train_app, name="train")
 app.add_typer(demo_app, name="demo")
 
 

@@ -65,7 +65,7 @@ def init_project(
         PROMPTS_FILE: f"What should everybody know about {domain}?\n",
         f"{DATA_FOLDER}/README.md": _DATA_CARD,
         f"{WEIGHTS_FOLDER}/README.md": _WEIGHTS_CARD,
-        ".gitignore": "/dist/\n/weights/*.safetensors\n/weights/*.npz\n",
+        ".gitignore": "/dist/\n/runs/\n/weights/*.safetensors\n/weights/*.npz\n",
     }
     for file, rows in _EXAMPLES.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -126,7 +126,7 @@ n_expert = 8
 n_expert_used = 2
 norm_eps = 1e-5
 scale = 1.0
-token_gates = false
+token_gates = true  # weigh tokens one by one, so that other text stays alone
 
 [optimisation]
 steps = 1000

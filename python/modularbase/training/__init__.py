@@ -1,0 +1,1 @@
+"""Training of packs in PyTorch against a frozen base; needs the extra `modularbase[train]`."""

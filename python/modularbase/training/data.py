@@ -1,0 +1,146 @@
+"""Blocks of tokens to train and to measure on, in an order that a seed and a step decide."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modularbase.bases.tokenizer import Tokenizer
+from modularbase.errors import InvalidRequestError
+
+TokenBlocks = NDArray[np.int64]  # [n_blocks, block_tokens]
+
+# Streams of random numbers that a run draws from, beside its seed.
+_HELDOUT, _DOMAIN, _NEUTRAL = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The blocks of one kind of text.
+
+    Attributes:
+        train: What is trained on.
+        heldout: What is only measured on.
+    """
+
+    train: TokenBlocks
+    heldout: TokenBlocks
+
+    def digest(self) -> str:
+        """Tells whether two runs see the same text."""
+        content = hashlib.sha256()
+        for blocks in (self.train, self.heldout):
+            content.update(f"{blocks.shape}".encode() + blocks.tobytes())
+        return content.hexdigest()
+
+
+def pack_blocks(texts: Sequence[str], tokenizer: Tokenizer, block_tokens: int) -> TokenBlocks:
+    """Documents one behind the other, an end token between them, cut into blocks.
+
+    Each block begins as the base expects a sequence to begin. What does not fill the last block is
+    left out.
+
+    Args:
+        texts: Documents; special tokens in them are mere characters.
+        tokenizer: The base's.
+        block_tokens: Tokens of a block.
+    """
+    opening = tokenizer.encode("")[:1] if tokenizer.bos_id in tokenizer.encode("") else []
+    ids: list[int] = []
+    for text in texts:
+        if ids and tokenizer.eos_id is not None:
+            ids.append(tokenizer.eos_id)
+        ids += tokenizer.encode_plain(text)
+    n_fresh = block_tokens - len(opening)
+    n_blocks = len(ids) // n_fresh
+    body = np.asarray(ids[: n_blocks * n_fresh], np.int64).reshape(n_blocks, n_fresh)
+    starts = np.tile(np.asarray(opening, np.int64), (n_blocks, 1))
+    return np.concatenate([starts, body], axis=1)
+
+
+def split_blocks(blocks: TokenBlocks, *, share: float, most: int, seed: int, kind: str) -> Corpus:
+    """Holds out a random share of the blocks, at least one.
+
+    Args:
+        blocks: All there are.
+        share: Of the blocks to hold out.
+        most: Blocks held out at most.
+        seed: Equal seeds hold out the same.
+        kind: Named in the error.
+
+    Raises:
+        InvalidRequestError: Fewer than two blocks.
+    """
+    check_blocks(blocks, 2, kind)
+    n_heldout = min(max(round(share * len(blocks)), 1), most, len(blocks) - 1)
+    order = np.random.default_rng([seed, _HELDOUT]).permutation(len(blocks))
+    held = np.sort(order[:n_heldout])
+    return Corpus(np.delete(blocks, held, axis=0), blocks[held])
+
+
+def check_blocks(blocks: TokenBlocks, least: int, kind: str) -> None:
+    """Refuses text that is too short.
+
+    Raises:
+        InvalidRequestError: Naming the kind of text.
+    """
+    if len(blocks) < least:
+        found = f"text for {len(blocks)}"
+        raise InvalidRequestError(kind, f"at least {least} blocks of tokens", found)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The blocks of one step; either may be empty."""
+
+    domain: TokenBlocks
+    neutral: TokenBlocks
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of both."""
+        return self.domain.size + self.neutral.size
+
+    def pieces(self, n: int) -> list[Batch]:
+        """The step in n parts of about equal size, for accumulation."""
+        pairs = zip(np.array_split(self.domain, n), np.array_split(self.neutral, n), strict=True)
+        return [Batch(domain, neutral) for domain, neutral in pairs]
+
+
+class Mixture:
+    """Domain and neutral blocks, mixed. A batch depends on the seed and the step alone."""
+
+    def __init__(
+        self, domain: TokenBlocks, neutral: TokenBlocks, *, n_domain: int, n_neutral: int, seed: int
+    ) -> None:
+        """Mixes two kinds of text.
+
+        Args:
+            domain: Blocks to learn.
+            neutral: Blocks to leave as they are; may be empty where n_neutral is 0.
+            n_domain: Domain blocks of a step.
+            n_neutral: Neutral blocks of a step.
+            seed: Of the order.
+        """
+        self._domain, self._neutral = domain, neutral
+        self._n_domain, self._n_neutral, self._seed = n_domain, n_neutral, seed
+
+    def batch(self, step: int) -> Batch:
+        """The blocks of a step, counted from 0."""
+        return Batch(
+            self._draw(self._domain, self._n_domain, step, _DOMAIN),
+            self._draw(self._neutral, self._n_neutral, step, _NEUTRAL),
+        )
+
+    def _draw(self, blocks: TokenBlocks, n: int, step: int, stream: int) -> TokenBlocks:
+        """Walks through the blocks, each pass in an order of its own."""
+        chosen = []
+        for position in range(step * n, (step + 1) * n):
+            epoch, place = divmod(position, len(blocks))
+            order = np.random.default_rng([self._seed, stream, epoch]).permutation(len(blocks))
+            chosen.append(order[place])
+        return blocks[np.asarray(chosen, np.int64)]

@@ -1,0 +1,106 @@
+"""What a pack does to text that it is not trained on, measured with the twin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from modularbase.training.data import TokenBlocks
+from modularbase.training.losses import cross_entropy, kl_to_base
+from modularbase.training.twin import Twin
+
+_BATCH_BLOCKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Means over the held-out blocks.
+
+    Attributes:
+        loss: Cross-entropy on the domain, in nats a token.
+        neutral_loss: Cross-entropy on neutral text; None where there is none.
+        neutral_kl: KL(base || pack) on neutral text, in nats a token; None where there is none.
+    """
+
+    loss: float
+    neutral_loss: float | None
+    neutral_kl: float | None
+
+    def figures(self) -> dict[str, float]:
+        """What is known, by name, with perplexities."""
+        found = {"loss": self.loss, "perplexity": math.exp(self.loss)}
+        if self.neutral_loss is not None and self.neutral_kl is not None:
+            found |= {"neutral_kl": self.neutral_kl, "neutral_loss": self.neutral_loss}
+            found["neutral_perplexity"] = math.exp(self.neutral_loss)
+        return found
+
+
+class HeldOut:
+    """Held-out blocks; their lower half is run once and kept."""
+
+    def __init__(
+        self,
+        twin: Twin,
+        domain: TokenBlocks,
+        neutral: TokenBlocks,
+        autocast: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Runs the lower half.
+
+        Args:
+            twin: What is measured.
+            domain: Blocks [n_blocks, block_tokens] of the domain.
+            neutral: Blocks of neutral text; may be empty.
+            autocast: The arithmetic to measure in.
+        """
+        self._twin, self._autocast = twin, autocast
+        self._domain = list(self._entered(domain))
+        self._neutral = list(self._entered(neutral))
+
+    def measure(self) -> Measurement:
+        """Measures the pack as it is now."""
+        loss = neutral_loss = kl = 0.0
+        n_domain = n_neutral = 0
+        with torch.no_grad(), self._autocast():
+            for ids, hidden in self._domain:
+                found, n = self._loss(ids, self._final(hidden))
+                loss, n_domain = loss + found, n_domain + n
+            for ids, hidden in self._neutral:
+                final = self._final(hidden)
+                plain = self._twin.forward_from(hidden, with_pack=False).final
+                found, n = self._loss(ids, final)
+                neutral_loss, n_neutral = neutral_loss + found, n_neutral + n
+                kl += float(kl_to_base(before_last(final), self._twin.head, before_last(plain)))
+        if not n_neutral:
+            return Measurement(loss / n_domain, None, None)
+        return Measurement(loss / n_domain, neutral_loss / n_neutral, kl / n_neutral)
+
+    def _entered(self, blocks: TokenBlocks) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        device = self._twin.head.device
+        for first in range(0, len(blocks), _BATCH_BLOCKS):
+            ids = torch.from_numpy(blocks[first : first + _BATCH_BLOCKS]).to(device)
+            with self._autocast():
+                yield ids, self._twin.enter(ids)
+
+    def _final(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._twin.forward_from(hidden).final
+
+    def _loss(self, ids: torch.Tensor, final: torch.Tensor) -> tuple[float, int]:
+        targets = ids[:, 1:].flatten()
+        return float(cross_entropy(before_last(final), self._twin.head, targets)), len(targets)
+
+
+def before_last(final: torch.Tensor) -> torch.Tensor:
+    """States that have a next token.
+
+    Args:
+        final: [n_seq, n_tokens, n_embd].
+
+    Returns:
+        [n_seq * (n_tokens - 1), n_embd].
+    """
+    return final[:, :-1].reshape(-1, final.shape[-1])

@@ -1,0 +1,152 @@
+"""What a training run is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from modularbase.errors import InvalidRequestError
+
+Precision = Literal["auto", "f32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartRates:
+    """Learning rates of the parts of a pack, as multiples of `TrainOptions.learning_rate`."""
+
+    w_in: float = 1.0
+    norm: float = 1.0
+    router: float = 1.0
+    experts: float = 1.0
+    w_out: float = 1.0
+    token_gate: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """One run of stage 1.
+
+    Attributes:
+        project: The pack's project folder; geometry and manifest come from there.
+        base: GGUF file of the base.
+        data: Files or folders of the domain; none: the project's data/train.jsonl.
+        heldout: Files or folders that are only measured on; none: drawn from `data`.
+        neutral: Files or folders of any other text, on which the pack is held to the base.
+        steps: Steps of the optimiser.
+        block_tokens: Tokens of a sequence.
+        batch_blocks: Sequences of a step, neutral ones included.
+        neutral_share: Share of neutral sequences in a step.
+        kl_weight: Weight of KL(base || pack) on neutral text.
+        balance_weight: Weight of the load-balance loss.
+        z_weight: Weight of the router z-loss.
+        accumulation: Forwards a step is cut into, to save memory.
+        learning_rate: Highest rate of AdamW, before `rates`.
+        rates: Of the parts of a pack.
+        warmup_steps: Steps in which the rate rises, at most a fifth of all; then it falls to 0
+            along a cosine.
+        weight_decay: Of the matrices.
+        clip_norm: Longest gradient.
+        precision: "bf16" multiplies in BF16 under autocast; "auto" does where the device has it.
+        heldout_share: Share of the blocks that is held out where `heldout` names nothing.
+        heldout_blocks: Most blocks measured on, of each kind.
+        eval_every: Steps between measurements.
+        patience: Measurements without a better one after which the run ends; 0: never.
+        save_every: Steps between checkpoints.
+        seed: Of the weights and of the order of the data.
+        device: Where to compute, as PyTorch names it.
+        n_threads: Threads of PyTorch; 0: as it is set.
+    """
+
+    project: Path
+    base: Path
+    data: tuple[Path, ...] = ()
+    heldout: tuple[Path, ...] = ()
+    neutral: tuple[Path, ...] = ()
+    steps: int = 1000
+    block_tokens: int = 256
+    batch_blocks: int = 16
+    neutral_share: float = 0.25
+    kl_weight: float = 1.0
+    balance_weight: float = 1e-2
+    z_weight: float = 1e-3
+    accumulation: int = 1
+    learning_rate: float = 2e-3
+    rates: PartRates = field(default_factory=PartRates)
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    precision: Precision = "auto"
+    heldout_share: float = 0.05
+    heldout_blocks: int = 32
+    eval_every: int = 50
+    patience: int = 0
+    save_every: int = 50
+    seed: int = 0
+    device: str = "cpu"
+    n_threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense."""
+        least = {
+            **dict.fromkeys(("steps", "accumulation", "heldout_blocks"), 1),
+            **dict.fromkeys(("eval_every", "save_every", "batch_blocks"), 1),
+            **dict.fromkeys(("warmup_steps", "patience", "seed", "n_threads"), 0),
+            "block_tokens": 2,
+        }
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise InvalidRequestError(name, f"{low} or more", str(getattr(self, name)))
+        for name in ("kl_weight", "balance_weight", "z_weight", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InvalidRequestError(name, "0 or more", str(getattr(self, name)))
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InvalidRequestError(name, "more than 0", str(getattr(self, name)))
+        for name in ("neutral_share", "heldout_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidRequestError(name, "0 or more, below 1", str(getattr(self, name)))
+        if self.accumulation > self.n_domain:
+            raise InvalidRequestError(
+                "accumulation",
+                f"at most {self.n_domain}, a step's domain sequences",
+                str(self.accumulation),
+            )
+
+    @property
+    def n_neutral(self) -> int:
+        """Neutral sequences of a step; at least one domain sequence is left."""
+        wanted = round(self.batch_blocks * self.neutral_share) if self.neutral else 0
+        return min(wanted, self.batch_blocks - 1)
+
+    @property
+    def n_domain(self) -> int:
+        """Domain sequences of a step."""
+        return self.batch_blocks - self.n_neutral
+
+    def to_json(self) -> str:
+        """The options as a run folder keeps them."""
+        return json.dumps(asdict(self), indent=2, default=str) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainOptions:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            InvalidRequestError: It is something else.
+        """
+        try:
+            given: dict[str, Any] = json.loads(text)
+            unknown = given.keys() - {known.name for known in fields(cls)}
+            if unknown:
+                raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+            for name, kind in get_type_hints(cls).items():
+                if name in given and kind == Path:
+                    given[name] = Path(given[name])
+                elif name in given and kind == tuple[Path, ...]:
+                    given[name] = tuple(map(Path, given[name]))
+            given["rates"] = PartRates(**given.get("rates", {}))
+            return cls(**given)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InvalidRequestError("options", "those of a run", str(error)) from error

@@ -1,0 +1,111 @@
+"""Text into blocks, and the order in which a run sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modularbase.bases.tokenizer import Tokenizer
+from modularbase.engine import read_metadata
+from modularbase.errors import InvalidRequestError
+from modularbase.training.data import Mixture, pack_blocks, split_blocks
+from modularbase.training.texts import read_documents
+from tests.conftest import TinyModelFactory
+from tests.tools.gguf_edit import copy_gguf
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: TinyModelFactory) -> Tokenizer:
+    """Bytes, and <|end|> as the end."""
+    return Tokenizer.from_metadata(read_metadata(tiny_model().path))
+
+
+def test_documents_follow_each_other_behind_an_end(tokenizer: Tokenizer) -> None:
+    blocks = pack_blocks(["abc", "defg<|end|>"], tokenizer, 5)
+    assert blocks.shape == (3, 5)
+    text = blocks.flatten().tolist()
+    assert text[3] == tokenizer.eos_id  # and the one in the text is characters
+    assert tokenizer.decode(text) == "abcdefg<|end|>"
+
+
+def test_blocks_begin_as_the_base_expects(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
+    changes = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 300}
+    path = copy_gguf(tiny_model().path, tmp_path / "bos.gguf", changes=changes)
+    blocks = pack_blocks(["abcdefgh"], Tokenizer.from_metadata(read_metadata(path)), 5)
+    assert blocks[:, 0].tolist() == [300, 300] and blocks[1, 1] == blocks[0, 1] + 4
+
+
+def test_reads_files_folders_and_lines(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.md").write_text("first")
+    (tmp_path / "image.png").write_bytes(b"\x89")
+    (tmp_path / "rows").write_text("named")
+    lines = tmp_path / "c.jsonl"
+    lines.write_text('{"text": "x"}\n\n{"prompt": "p", "response": "r"}\n')
+    assert read_documents([tmp_path]) == ["first", "second", "x", "p\nr"]
+    assert read_documents([tmp_path / "rows"]) == ["named"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.txt", b"\xff", "UTF-8"),
+        ("a.jsonl", b"{", "line 1"),
+        ("a.jsonl", b'{"text": "x"}\n{"prompt": "p"}', "line 2"),
+        ("a.jsonl", b"[1]", "line 1"),
+        ("a.jsonl", b'{"text": 1}', "line 1"),
+        (None, b"", "missing.txt"),
+    ],
+)
+def test_spoilt_text_is_refused(
+    name: str | None, content: bytes, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / (name or "missing.txt")
+    if name:
+        path.write_bytes(content)
+    with pytest.raises(InvalidRequestError, match=told):
+        read_documents([path])
+
+
+def test_held_out_blocks_are_drawn_and_not_trained_on() -> None:
+    blocks = np.arange(200, dtype=np.int64).reshape(100, 2)
+    corpus = split_blocks(blocks, share=0.1, most=50, seed=1, kind="data")
+    assert (len(corpus.train), len(corpus.heldout)) == (90, 10)
+    together = np.concatenate([corpus.train, corpus.heldout])
+    assert np.array_equal(np.sort(together, axis=0), blocks)
+    other = split_blocks(blocks, share=0.1, most=50, seed=2, kind="data")
+    assert not np.array_equal(corpus.heldout, other.heldout)
+    assert corpus.digest() != other.digest()
+    assert len(split_blocks(blocks, share=0.9, most=50, seed=1, kind="data").heldout) == 50
+    with pytest.raises(InvalidRequestError, match="neutral"):
+        split_blocks(blocks[:1], share=0.1, most=50, seed=1, kind="neutral")
+
+
+def test_the_order_depends_on_seed_and_step_alone() -> None:
+    domain = np.arange(10, dtype=np.int64)[:, None]
+    neutral = 100 + np.arange(4, dtype=np.int64)[:, None]
+
+    def batches(seed: int, steps: range) -> list[list[int]]:
+        mixture = Mixture(domain, neutral, n_domain=3, n_neutral=1, seed=seed)
+        found = [mixture.batch(step) for step in steps]
+        return [[*b.domain[:, 0].tolist(), *b.neutral[:, 0].tolist()] for b in found]
+
+    whole = batches(1, range(20))
+    assert batches(1, range(7, 20)) == whole[7:]
+    assert batches(2, range(20)) != whole
+    seen = [block for batch in whole for block in batch[:3]]
+    for epoch in range(6):  # every block once a pass, each pass in another order
+        assert sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert seen[:10] != seen[10:20]
+    assert sorted(batch[3] for batch in whole[:4]) == [100, 101, 102, 103]
+
+
+def test_pieces_cover_a_step() -> None:
+    blocks = np.arange(10, dtype=np.int64)[:, None]
+    batch = Mixture(blocks, blocks + 100, n_domain=5, n_neutral=2, seed=0).batch(0)
+    pieces = batch.pieces(3)
+    assert [len(piece.domain) for piece in pieces] == [2, 2, 1]
+    assert sum(piece.n_tokens for piece in pieces) == batch.n_tokens
+    assert np.array_equal(np.concatenate([piece.neutral for piece in pieces]), batch.neutral)
