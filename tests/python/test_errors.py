@@ -25,6 +25,7 @@ EXAMPLES: list[errors.ModularBaseError] = [
     errors.PackIncompatibleError(pack_id="code", field="base_id", required="a", found="b"),
     errors.BudgetExceededError(pack_id="code", needed_bytes=9, budget_bytes=8, reason="full"),
     errors.HistoryError(file="a.sqlite", field="user_version", expected="at most 1", found="2"),
+    errors.ChannelError(segment="/s", field="magic", expected="MBWEIGHT", found="nothing"),
 ]
 
 
@@ -45,6 +46,7 @@ def test_messages_name_what_is_wrong() -> None:
     assert str(EXAMPLES[12]) == "no pack code >=2; known packs: code 1.0.0"
     assert str(EXAMPLES[13]) == "pack code: base_id: required a, found b"
     assert str(EXAMPLES[14]) == "pack code needs 9 bytes, the budget is 8: full"
+    assert str(EXAMPLES[16]) == "segment /s: magic: expected MBWEIGHT, found nothing"
 
 
 def test_every_error_is_covered() -> None:
