@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
-#include <type_traits>
 
 /// The bytes of segments that two processes share, as docs/weight-channel.md has them. All numbers
 /// are little-endian; what changes while others look is read and written through std::atomic_ref.
@@ -97,6 +96,35 @@ static_assert(offsetof(TensorEntry, ne) == 72);
 static_assert(offsetof(TensorEntry, offset) == 104);
 static_assert(offsetof(TensorEntry, n_bytes) == 112);
 
-static_assert(std::is_trivially_copyable_v<WeightHeader>);
+/// Record r, counted from the ring's start of life, lies at place r % n_records.
+struct RingHeader {
+  SegmentHeader start;
+  std::uint64_t head;       // atomic: records that the producer has put in
+  std::uint64_t n_dropped;  // atomic: records that found no place
+  std::uint64_t reserved[6];
+  std::uint64_t tail;  // atomic: records that the consumer has taken out
+  std::uint64_t reserved_consumer[7];
+  std::uint64_t records_offset;
+  std::uint64_t record_bytes;  // apart, a multiple of 64
+  std::uint64_t n_records;
+  std::uint64_t n_embd;
+  std::uint32_t row_type;  // ggml's number: F32 or F16
+  std::uint32_t reserved_end[7];
+};
+static_assert(sizeof(RingHeader) == 256);
+static_assert(offsetof(RingHeader, head) == 64);
+static_assert(offsetof(RingHeader, n_dropped) == 72);
+static_assert(offsetof(RingHeader, tail) == 128);
+static_assert(offsetof(RingHeader, records_offset) == 192);
+static_assert(offsetof(RingHeader, n_embd) == 216);
+static_assert(offsetof(RingHeader, row_type) == 224);
+
+/// What a record begins with; its row of n_embd numbers follows.
+struct RecordHeader {
+  std::uint64_t sequence;  // of one request
+  std::uint32_t position;  // in its context, from 0
+  std::int32_t token;
+};
+static_assert(sizeof(RecordHeader) == 16);
 
 }  // namespace modularbase::channel
