@@ -4,6 +4,7 @@
 #include <cstring>
 #include <set>
 #include <string_view>
+#include <utility>
 
 #include "modularbase/core/errors.h"
 #include "modularbase/core/utf8.h"
@@ -55,8 +56,30 @@ Fault find_shape_fault(const ChannelTensor& tensor, std::size_t& n_bytes) {
   return {};
 }
 
-std::string name_in(const TensorEntry& entry) {
-  return {entry.name, ::strnlen(entry.name, sizeof entry.name)};
+/// Fills in `tensor`, whose name is known, as far as the entry can be.
+Fault decode_entry(const TensorEntry& entry, std::size_t first_offset, std::size_t n_payload_bytes,
+                   PlacedTensor& tensor) {
+  Fault fault = find_name_fault(tensor.name);
+  if (!fault.field.empty()) return fault;
+  if (entry.n_dims < 1 || entry.n_dims > kMaxDims) {
+    return {"number of dimensions", "1 to 4", std::to_string(entry.n_dims)};
+  }
+  tensor.type = static_cast<TensorType>(entry.type);
+  tensor.ne.assign(entry.ne, entry.ne + entry.n_dims);
+  tensor.offset = entry.offset;
+  fault = find_shape_fault(tensor, tensor.n_bytes);
+  if (!fault.field.empty()) return fault;
+  if (entry.n_bytes != tensor.n_bytes) {
+    return {"bytes", std::to_string(tensor.n_bytes), std::to_string(entry.n_bytes)};
+  }
+  if (entry.offset % kAlignment != 0 || entry.offset < first_offset ||
+      entry.offset > n_payload_bytes || tensor.n_bytes > n_payload_bytes - entry.offset) {
+    return {"offset",
+            "a multiple of 64 behind the tensor before, and its bytes within " +
+                std::to_string(n_payload_bytes),
+            std::to_string(entry.offset)};
+  }
+  return {};
 }
 
 }  // namespace
@@ -130,31 +153,18 @@ std::vector<PlacedTensor> decode_directory(const std::string& segment,
                                            std::size_t n_payload_bytes) {
   std::vector<PlacedTensor> tensors;
   std::set<std::string> names;
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    const TensorEntry& entry = entries[i];
-    const std::string name = name_in(entry);
-    const auto require = [&](bool is_right, const std::string& field, const std::string& expected,
-                             const std::string& found) {
-      if (is_right) return;
-      throw ChannelError(segment, "tensor " + std::to_string(i) + " " + name + ": " + field,
-                         expected, found);
-    };
-    Fault fault = find_name_fault(name);
-    require(fault.field.empty(), fault.field, fault.expected, fault.found);
-    require(names.insert(name).second, "name", "each name once", "twice");
-    PlacedTensor tensor{{name, static_cast<TensorType>(entry.type), {}}, entry.offset, 0};
-    require(entry.n_dims >= 1 && entry.n_dims <= kMaxDims, "number of dimensions", "1 to 4",
-            std::to_string(entry.n_dims));
-    tensor.ne.assign(entry.ne, entry.ne + entry.n_dims);
-    fault = find_shape_fault(tensor, tensor.n_bytes);
-    require(fault.field.empty(), fault.field, fault.expected, fault.found);
-    require(entry.n_bytes == tensor.n_bytes, "bytes", std::to_string(tensor.n_bytes),
-            std::to_string(entry.n_bytes));
-    require(entry.offset % kAlignment == 0 && entry.offset >= payload_bytes(tensors), "offset",
-            "a multiple of 64 behind the tensor before", std::to_string(entry.offset));
-    require(entry.offset <= n_payload_bytes && tensor.n_bytes <= n_payload_bytes - entry.offset,
-            "offset", "a place within " + std::to_string(n_payload_bytes) + " bytes",
-            std::to_string(entry.offset));
+  for (const TensorEntry& entry : entries) {
+    PlacedTensor tensor;
+    tensor.name.assign(entry.name, ::strnlen(entry.name, sizeof entry.name));
+    Fault fault = decode_entry(entry, payload_bytes(tensors), n_payload_bytes, tensor);
+    if (fault.field.empty() && !names.insert(tensor.name).second) {
+      fault = {"name", "each name once", "twice"};
+    }
+    if (!fault.field.empty()) {
+      std::string field = "tensor " + std::to_string(tensors.size());
+      field.append(" ").append(tensor.name).append(": ").append(fault.field);
+      throw ChannelError(segment, field, fault.expected, fault.found);
+    }
     tensors.push_back(std::move(tensor));
   }
   return tensors;

@@ -223,5 +223,6 @@ TEST_CASE("headers and directories that another process got wrong are named erro
   CHECK(with(second + 104, n(320)).ends_with(": offset"));
   CHECK(with(second + 104, UINT64_MAX - 63).ends_with(": offset"));
   CHECK(with(second + 112, n(24)).ends_with(": bytes"));
-  CHECK(fault_of_opening(name) == "no error");
+  for (std::size_t i = 0; i < 64; ++i) name.poke(second + i, right[256 + i]);
+  CHECK(fault_of_opening(name) == "tensor 1 site.0.in.weight: name");
 }
