@@ -24,6 +24,7 @@ std::unique_ptr<WeightWriter> make_writer(const std::string& name,
                                           const std::vector<TensorFacts>& facts,
                                           const std::string& json) {
   std::vector<ChannelTensor> tensors;
+  tensors.reserve(facts.size());
   for (const auto& [tensor, type, ne] : facts) {
     tensors.push_back({tensor, static_cast<TensorType>(type), ne});
   }
@@ -32,6 +33,7 @@ std::unique_ptr<WeightWriter> make_writer(const std::string& name,
 
 std::vector<PlacedFacts> facts_of(const std::vector<PlacedTensor>& tensors) {
   std::vector<PlacedFacts> facts;
+  facts.reserve(tensors.size());
   for (const PlacedTensor& tensor : tensors) {
     facts.emplace_back(tensor.name, static_cast<std::uint32_t>(tensor.type), tensor.ne,
                        tensor.offset, tensor.n_bytes);

@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -27,19 +28,23 @@ writer.publish()
 writer.array("a")[0] = 8
 print("made", flush=True)
 """
+SLEEP = "time.sleep(600)\n"
 
 
-def start(program: str, name: str) -> subprocess.Popen[str]:
-    """A process that has made a segment of that name."""
+@contextmanager
+def running(program: str, name: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that has made a segment of that name; killed at the end where it still runs."""
     command = [sys.executable, "-c", program, name]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if line != "made\n":
-        pytest.fail(process.communicate()[1])
-    return process
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            if process.stdout.readline() != "made\n":
+                pytest.fail(process.stderr.read())
+            yield process
+        finally:
+            process.kill()
 
 
 def poke(name: str, offset: int, value: int, n_bytes: int) -> None:
@@ -59,12 +64,10 @@ def test_a_second_writer(name: str) -> None:
 
 
 def test_a_second_writer_in_another_process(name: str) -> None:
-    process = start(MAKE_ONE + "time.sleep(600)\n", name)
-    with pytest.raises(ChannelError, match=f"found process {process.pid}"):
-        WeightChannelWriter(name, SPECS)
-    assert WeightChannelReader(name).generation == 1
-    process.kill()
-    process.communicate()
+    with running(MAKE_ONE + SLEEP, name) as process:
+        with pytest.raises(ChannelError, match=f"found process {process.pid}"):
+            WeightChannelWriter(name, SPECS)
+        assert WeightChannelReader(name).generation == 1
 
 
 def test_a_channel_that_is_not_there(name: str) -> None:
@@ -153,10 +156,9 @@ def test_no_room_on_a_full_volume(name: str) -> None:
 
 
 def test_a_killed_writer(name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    process = start(MAKE_ONE + "time.sleep(600)\n", name)
-    reader = WeightChannelReader(name)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    with running(MAKE_ONE + SLEEP, name) as process:
+        reader = WeightChannelReader(name)
+        assert reader.is_live
     assert shm_file(name).exists()
     assert not reader.is_live
     assert reader.wait(1) == 1  # at once: nobody will publish a second one
@@ -173,17 +175,17 @@ def test_a_killed_writer(name: str, capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("end", ["", "raise RuntimeError('x')", "sys.exit(3)", "del writer"])
 def test_nothing_stays_after_an_end(end: str, name: str) -> None:
-    process = start(MAKE_ONE + end, name)
-    process.communicate()
+    with running(MAKE_ONE + end, name) as process:
+        process.wait(timeout=30)
     assert not shm_file(name).exists()
 
 
-@pytest.mark.parametrize("last", ["time.sleep(600)", "reader.wait(1)"])
+@pytest.mark.parametrize("last", [SLEEP, "reader.wait(1)"])
 def test_nothing_stays_after_ctrl_c(last: str, name: str) -> None:
     reader = "from modularbase.training.channel import WeightChannelReader as R\n"
-    process = start(reader + MAKE_ONE + "reader = R(sys.argv[1])\n" + last, name)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    with running(reader + MAKE_ONE + "reader = R(sys.argv[1])\n" + last, name) as process:
+        os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
     assert "KeyboardInterrupt" in errors
     assert not shm_file(name).exists()
 
@@ -192,27 +194,28 @@ def test_a_child_does_not_remove_its_parents_segment(name: str) -> None:
     program = "import os\n" + MAKE_ONE.replace(
         'print("made"', 'child = os.fork()\nif child == 0: sys.exit()\nos.wait()\nprint("made"'
     )
-    process = start(program + "input()", name)
-    assert shm_file(name).exists()
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate()
+    with running(program + SLEEP, name) as process:
+        assert shm_file(name).exists()
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
     assert not shm_file(name).exists()
+
+
+READ_ON = """
+import sys
+from modularbase.training.channel import WeightChannelReader
+reader = WeightChannelReader(sys.argv[1])
+print("made", flush=True)
+while True:
+    reader.read()
+"""
 
 
 def test_a_killed_reader(name: str) -> None:
     with WeightChannelWriter(name, SPECS) as writer:
         writer.publish()
-        program = (
-            "import sys\n"
-            "from modularbase.training.channel import WeightChannelReader\n"
-            "reader = WeightChannelReader(sys.argv[1])\n"
-            "print('made', flush=True)\n"
-            "while True: reader.read()\n"
-        )
-        process = start(program, name)
-        writer.publish()
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        with running(READ_ON, name):
+            writer.publish()
         assert writer.publish() == 3
         weights = WeightChannelReader(name).read()
         assert weights is not None and weights.generation == 3
@@ -223,6 +226,5 @@ def test_segments_are_private(name: str) -> None:
     try:
         with WeightChannelWriter(name, SPECS):
             assert shm_file(name).stat().st_mode & 0o777 == 0o600
-            assert shm_file(name).parent == Path("/dev/shm")
     finally:
         os.umask(before)
