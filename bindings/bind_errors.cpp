@@ -35,6 +35,8 @@ void translate(std::exception_ptr pointer) {  // NOLINT: the signature pybind11 
     raise("PackIncompatibleError", e.pack_id, e.field, e.required, e.found);
   } catch (const BudgetExceededError& e) {
     raise("BudgetExceededError", e.pack_id, e.needed_bytes, e.budget_bytes, e.reason);
+  } catch (const ChannelError& e) {
+    raise("ChannelError", e.segment, e.field, e.expected, e.found);
   } catch (const CancelledError& e) {
     raise("CancelledError", e.what());
   } catch (const DeviceError& e) {

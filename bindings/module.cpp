@@ -10,5 +10,6 @@ PYBIND11_MODULE(_core, module) {
   modularbase::bindings::bind_io(module);
   modularbase::bindings::bind_request(module);
   modularbase::bindings::bind_packs(module);
+  modularbase::bindings::bind_channel(module);
   modularbase::bindings::bind_engine(module);
 }

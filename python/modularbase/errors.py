@@ -14,6 +14,7 @@ __all__ = [
     "BaseNotFoundError",
     "BudgetExceededError",
     "CancelledError",
+    "ChannelError",
     "ChatTemplateError",
     "ContextLengthError",
     "DependencyError",
@@ -199,6 +200,17 @@ class BudgetExceededError(ModularBaseError):
         self.needed_bytes = needed_bytes
         self.budget_bytes = budget_bytes
         self.reason = reason
+
+
+class ChannelError(ModularBaseError):
+    """A shared-memory segment that cannot be made, or used."""
+
+    def __init__(self, segment: str, field: str, expected: str, found: str) -> None:
+        super().__init__(f"segment {segment}: {field}: expected {expected}, found {found}")
+        self.segment = segment
+        self.field = field
+        self.expected = expected
+        self.found = found
 
 
 class HistoryError(FileError):

@@ -26,6 +26,7 @@ EXAMPLES: list[errors.ModularBaseError] = [
     errors.BudgetExceededError(pack_id="code", needed_bytes=9, budget_bytes=8, reason="full"),
     errors.HistoryError(file="a.sqlite", field="user_version", expected="at most 1", found="2"),
     errors.TrainingError("the loss is not finite"),
+    errors.ChannelError(segment="/s", field="magic", expected="MBWEIGHT", found="nothing"),
 ]
 
 
@@ -46,6 +47,7 @@ def test_messages_name_what_is_wrong() -> None:
     assert str(EXAMPLES[12]) == "no pack code >=2; known packs: code 1.0.0"
     assert str(EXAMPLES[13]) == "pack code: base_id: required a, found b"
     assert str(EXAMPLES[14]) == "pack code needs 9 bytes, the budget is 8: full"
+    assert str(EXAMPLES[16]) == "segment /s: magic: expected MBWEIGHT, found nothing"
 
 
 def test_every_error_is_covered() -> None:

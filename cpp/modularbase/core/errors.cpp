@@ -76,4 +76,12 @@ BudgetExceededError::BudgetExceededError(std::string_view pack, std::int64_t nee
       budget_bytes(budget),
       reason(printable(why)) {}
 
+ChannelError::ChannelError(std::string_view name, std::string_view part, std::string_view want,
+                           std::string_view got)
+    : Error("segment " + printable(name) + ": " + sentence(part, want, got)),
+      segment(printable(name)),
+      field(printable(part)),
+      expected(printable(want)),
+      found(printable(got)) {}
+
 }  // namespace modularbase

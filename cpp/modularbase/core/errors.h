@@ -93,6 +93,18 @@ class BudgetExceededError : public Error {
   const std::string reason;
 };
 
+/// A shared-memory segment that cannot be made, or used: names the segment, the field, and what was
+/// expected and found.
+class ChannelError : public Error {
+ public:
+  ChannelError(std::string_view segment, std::string_view field, std::string_view expected,
+               std::string_view found);
+  const std::string segment;
+  const std::string field;
+  const std::string expected;
+  const std::string found;
+};
+
 /// The request was cancelled by its owner or by the engine closing.
 class CancelledError : public Error {
  public:

@@ -1,1 +1,1 @@
-"""Training of packs in PyTorch against a frozen base; needs the extra `modularbase[train]`."""
+"""Training of packs in PyTorch against a frozen base, and their way into a running engine."""

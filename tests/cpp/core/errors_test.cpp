@@ -39,6 +39,8 @@ TEST_CASE("every error is a modularbase::Error with its fields") {
         "pack code: base_id: required smollm2-135m, found qwen3-0.6b");
   CHECK(message(BudgetExceededError("code", 20, 10, "two packs are in use")) ==
         "pack code needs 20 bytes, the budget is 10: two packs are in use");
+  CHECK(message(ChannelError("/s", "magic", "MBWEIGHT", "nothing")) ==
+        "segment /s: magic: expected MBWEIGHT, found nothing");
   CHECK(BudgetExceededError("code", 20, 10, "").needed_bytes == 20);
   CHECK(ContextLengthError(2, 1).n_tokens == 2);
   CHECK(KvCacheFullError(2, 1).limit_bytes == 1);
