@@ -47,7 +47,8 @@ def test_messages_name_what_is_wrong() -> None:
     assert str(EXAMPLES[12]) == "no pack code >=2; known packs: code 1.0.0"
     assert str(EXAMPLES[13]) == "pack code: base_id: required a, found b"
     assert str(EXAMPLES[14]) == "pack code needs 9 bytes, the budget is 8: full"
-    assert str(EXAMPLES[16]) == "segment /s: magic: expected MBWEIGHT, found nothing"
+    assert str(EXAMPLES[16]) == "the loss is not finite"
+    assert str(EXAMPLES[17]) == "segment /s: magic: expected MBWEIGHT, found nothing"
 
 
 def test_every_error_is_covered() -> None:
