@@ -201,10 +201,10 @@ def _run(
                 heldout = measured.loss
                 log.write("heldout", trainer.step, measured.figures())
             watch(StepReport(trainer.step, options.steps, loss, heldout, speed))
-            if trainer.step % options.save_every == 0 or interrupted():
-                folder.save(trainer.state())
             if interrupted():
                 break
+            if trainer.step % options.save_every == 0 and trainer.step < options.steps:
+                folder.save(trainer.state())
         folder.save(trainer.state())
     draw_curves(folder.metrics(), folder.curves)
     if interrupted():
