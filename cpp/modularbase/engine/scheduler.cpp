@@ -167,13 +167,10 @@ void Scheduler::add_mid_span(StepPlan& plan, Sequence& sequence, std::int64_t n_
 void Scheduler::add_outputs(StepPlan& plan, Sequence& sequence) {
   const HeadQuery& query = sequence.sampler.head_query(sequence.draft);
   const auto n_out = static_cast<std::int64_t>(sequence.draft.size()) + 1;
-  for (std::int64_t i = 0; i < n_out; ++i) {
-    const std::size_t at = plan.out_rows.size();
-    plan.out_rows.push_back(static_cast<std::int32_t>(plan.n_rows - n_out + i));
-    if (plan.queries.size() <= at) plan.queries.resize(at + 1);
-    plan.queries[at] = query;
-    if (sequence.spec.n_logprobs >= 0) plan.queries[at].all = true;
-  }
+  const std::size_t first = plan.out_rows.size();
+  plan.add_last_outputs(n_out, query);
+  if (sequence.spec.n_logprobs < 0) return;
+  for (std::size_t at = first; at < plan.out_rows.size(); ++at) plan.queries[at].all = true;
 }
 
 // Its blocks were reserved when it was admitted.
@@ -181,12 +178,7 @@ void Scheduler::plan_states(StepPlan& plan, Sequence& sequence) {
   const std::int64_t n_rows =
       std::min<std::int64_t>(sequence.n_pending(), sequence.spec.n_rows_beside);
   add_span(plan, sequence, n_rows);
-  for (std::int64_t row = plan.n_rows - n_rows; row < plan.n_rows; ++row) {
-    const std::size_t at = plan.out_rows.size();
-    plan.out_rows.push_back(static_cast<std::int32_t>(row));
-    if (plan.queries.size() <= at) plan.queries.resize(at + 1);
-    plan.queries[at] = {.none = true, .forced = {}};
-  }
+  plan.add_last_outputs(n_rows, {.none = true, .forced = {}});
   plan.wants_states = true;
 }
 

@@ -39,6 +39,16 @@ struct StepPlan {
   std::vector<TokenId> targets;        // kTargetLogprobs: one per out row
   bool wants_states = false;           // the out rows' states after the output norm are read, too
 
+  /// The last n token rows so far have outputs, of which this is asked.
+  void add_last_outputs(std::int64_t n, const HeadQuery& query) {
+    for (std::int64_t row = n_rows - n; row < n_rows; ++row) {
+      const std::size_t at = out_rows.size();
+      out_rows.push_back(static_cast<std::int32_t>(row));
+      if (queries.size() <= at) queries.resize(at + 1);
+      queries[at] = query;
+    }
+  }
+
   void clear() {
     output = StepOutput::kLogits;
     spans.clear();
