@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <system_error>
 #include <utility>
 
 #include "modularbase/core/errors.h"
@@ -19,10 +18,6 @@ namespace modularbase::channel {
 namespace {
 
 constexpr int kMaxAttempts = 100;  // of creating, against others who create and remove the name
-
-std::string error_text(int code) {
-  return std::generic_category().message(code);
-}
 
 std::string hex(std::uint64_t value) {
   constexpr char kDigits[] = "0123456789abcdef";
@@ -81,12 +76,13 @@ std::shared_ptr<SharedSegment> SharedSegment::create(std::string_view name, std:
       return segment;
     }
     if (errno != EEXIST) {
-      throw ChannelError(path, "file", "a segment that can be made", error_text(errno));
+      throw ChannelError(path, "file", "a segment that can be made", system_error_text(errno));
     }
     const int existing = ::shm_open(path.c_str(), O_RDWR | O_NONBLOCK, 0);
     if (existing < 0 && errno == ENOENT) continue;
     if (existing < 0) {
-      throw ChannelError(path, "owner", "user " + std::to_string(::geteuid()), error_text(errno));
+      throw ChannelError(path, "owner", "user " + std::to_string(::geteuid()),
+                         system_error_text(errno));
     }
     const SharedSegment left(path, existing);
     if (auto removed = left.take_over()) {
@@ -103,7 +99,7 @@ std::shared_ptr<SharedSegment> SharedSegment::open(std::string_view name, std::u
   const int flags = (access == Access::kRead ? O_RDONLY : O_RDWR) | O_NONBLOCK;
   const int descriptor = ::shm_open(path.c_str(), flags, 0);
   if (descriptor < 0) {
-    throw ChannelError(path, "file", "a segment that can be opened", error_text(errno));
+    throw ChannelError(path, "file", "a segment that can be opened", system_error_text(errno));
   }
   std::shared_ptr<SharedSegment> segment(new SharedSegment(path, descriptor));
   segment->check_origin();
@@ -151,7 +147,7 @@ std::optional<std::string> SharedSegment::take_over() const {
 void SharedSegment::check_origin() const {
   struct ::stat status{};
   if (::fstat(descriptor_, &status) != 0) {
-    throw ChannelError(path_, "file", "a segment that can be read", error_text(errno));
+    throw ChannelError(path_, "file", "a segment that can be read", system_error_text(errno));
   }
   if (!S_ISREG(status.st_mode)) {
     throw ChannelError(path_, "file", "a shared-memory segment", "another kind of file");
@@ -195,14 +191,14 @@ void SharedSegment::reserve(std::size_t n_bytes) {
   do {
     failure = ::posix_fallocate(descriptor_, 0, static_cast<::off_t>(n_bytes));
   } while (failure == EINTR);
-  if (failure != 0) throw ChannelError(path_, "size", expected, error_text(failure));
+  if (failure != 0) throw ChannelError(path_, "size", expected, system_error_text(failure));
 }
 
 void SharedSegment::map(std::size_t n_bytes, Access access) {
   const int protection = access == Access::kRead ? PROT_READ : PROT_READ | PROT_WRITE;
   void* const data = ::mmap(nullptr, n_bytes, protection, MAP_SHARED, descriptor_, 0);
   if (data == MAP_FAILED) {
-    throw ChannelError(path_, "file", "a segment that can be mapped", error_text(errno));
+    throw ChannelError(path_, "file", "a segment that can be mapped", system_error_text(errno));
   }
   data_ = static_cast<std::byte*>(data);
   n_bytes_ = n_bytes;
@@ -263,7 +259,8 @@ void SharedSegment::read(std::size_t offset, std::span<std::byte> out) const {
   while (!out.empty()) {
     const ::ssize_t n = ::pread(descriptor_, out.data(), out.size(), static_cast<::off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) throw ChannelError(path_, "file", "bytes that can be read", error_text(errno));
+    if (n < 0)
+      throw ChannelError(path_, "file", "bytes that can be read", system_error_text(errno));
     if (n == 0) {
       throw ChannelError(path_, "size", "more than " + std::to_string(offset) + " bytes",
                          std::to_string(size_on_disk()));
@@ -283,7 +280,7 @@ void SharedSegment::wait_for_lock(Role role) const {
   struct ::flock lock = lock_of(role);
   while (::fcntl(descriptor_, F_OFD_SETLKW, &lock) != 0) {
     if (errno == EINTR) continue;
-    throw ChannelError(path_, "owner", "a segment that can be locked", error_text(errno));
+    throw ChannelError(path_, "owner", "a segment that can be locked", system_error_text(errno));
   }
 }
 

@@ -1,6 +1,7 @@
 #include "modularbase/core/errors.h"
 
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "modularbase/core/utf8.h"
@@ -83,5 +84,9 @@ ChannelError::ChannelError(std::string_view name, std::string_view part, std::st
       field(printable(part)),
       expected(printable(want)),
       found(printable(got)) {}
+
+std::string system_error_text(int code) {
+  return std::generic_category().message(code);
+}
 
 }  // namespace modularbase

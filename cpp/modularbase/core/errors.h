@@ -117,4 +117,7 @@ class DeviceError : public Error {
   using Error::Error;
 };
 
+/// What the system says of an errno.
+std::string system_error_text(int code);
+
 }  // namespace modularbase

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
-#include <system_error>
 #include <utility>
 
 #include "modularbase/core/errors.h"
@@ -31,10 +30,6 @@ class FileDescriptor {
   int fd_;
 };
 
-std::string error_text(int code) {
-  return std::generic_category().message(code);
-}
-
 std::size_t page_size() {
   static const auto size = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
   return size;
@@ -50,7 +45,7 @@ std::string kind_of(mode_t mode) {
 std::size_t checked_size(int fd, const std::string& path) {
   struct stat status{};
   if (::fstat(fd, &status) != 0) {
-    throw BaseLoadError(path, "file", "a readable file", error_text(errno));
+    throw BaseLoadError(path, "file", "a readable file", system_error_text(errno));
   }
   if (!S_ISREG(status.st_mode)) {
     throw BaseLoadError(path, "file", "a regular file", kind_of(status.st_mode));
@@ -68,11 +63,11 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   }
   // Non-blocking, so that the path of a pipe is refused below instead of waiting for its writer.
   FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (fd.get() < 0) throw BaseLoadError(path, "file", "a readable file", error_text(errno));
+  if (fd.get() < 0) throw BaseLoadError(path, "file", "a readable file", system_error_text(errno));
   const std::size_t n_bytes = checked_size(fd.get(), path);
   void* const data = ::mmap(nullptr, n_bytes, PROT_READ, MAP_SHARED, fd.get(), 0);
   if (data == MAP_FAILED) {
-    throw BaseLoadError(path, "file", "a file that can be mapped", error_text(errno));
+    throw BaseLoadError(path, "file", "a file that can be mapped", system_error_text(errno));
   }
   data_ = static_cast<const std::byte*>(data);
   size_ = n_bytes;
@@ -102,7 +97,8 @@ void MappedFile::read(std::size_t offset, std::span<std::byte> out) const {
   while (!out.empty()) {
     const ::ssize_t n = ::pread(descriptor_, out.data(), out.size(), static_cast<::off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) throw BaseLoadError(path_, "file", "bytes that can be read", error_text(errno));
+    if (n < 0)
+      throw BaseLoadError(path_, "file", "bytes that can be read", system_error_text(errno));
     if (n == 0) {
       throw BaseLoadError(path_, "file size", std::to_string(size_), std::to_string(offset));
     }
@@ -114,7 +110,7 @@ void MappedFile::read(std::size_t offset, std::span<std::byte> out) const {
 FileStamp MappedFile::stamp() const {
   struct stat status{};
   if (::fstat(descriptor_, &status) != 0) {
-    throw BaseLoadError(path_, "file", "a readable file", error_text(errno));
+    throw BaseLoadError(path_, "file", "a readable file", system_error_text(errno));
   }
   return {status.st_size, status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
 }

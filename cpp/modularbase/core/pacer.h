@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <functional>
 #include <thread>
 #include <utility>
@@ -12,6 +13,9 @@ namespace modularbase {
 /// into slices of a fraction of a millisecond, with rests between them.
 class Pacer {
  public:
+  /// A slice of bytes that are read, hashed or copied: some 0.2 ms.
+  static constexpr std::size_t kSliceBytes = 256 * 1024;
+
   Pacer() = default;  // never rests
   explicit Pacer(std::function<bool()> is_busy) : is_busy_(std::move(is_busy)) {}
 

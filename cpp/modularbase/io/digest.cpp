@@ -154,9 +154,14 @@ std::string Sha256::finish_hex() {
   return hex;
 }
 
-std::string sha256_hex(std::span<const std::byte> bytes) {
+std::string sha256_hex(std::span<const std::byte> bytes, Pacer pacer) {
   Sha256 digest;
-  digest.update(bytes);
+  while (!bytes.empty()) {
+    const auto slice = bytes.first(std::min(Pacer::kSliceBytes, bytes.size()));
+    digest.update(slice);
+    bytes = bytes.subspan(slice.size());
+    pacer.rest();
+  }
   return digest.finish_hex();
 }
 

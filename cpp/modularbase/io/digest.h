@@ -6,6 +6,8 @@
 #include <span>
 #include <string>
 
+#include "modularbase/core/pacer.h"
+
 namespace modularbase {
 
 /// SHA-256 (FIPS 180-4) of bytes that arrive in pieces.
@@ -26,6 +28,7 @@ class Sha256 {
   std::uint64_t n_bytes_ = 0;
 };
 
-std::string sha256_hex(std::span<const std::byte> bytes);
+/// \param pacer rests between slices.
+std::string sha256_hex(std::span<const std::byte> bytes, Pacer pacer = {});
 
 }  // namespace modularbase

@@ -13,8 +13,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kSliceBytes = 256 * 1024;  // some 0.2 ms
-
 double micros_since(Clock::time_point start) {
   return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
 }
@@ -29,7 +27,7 @@ Pack::Pack(const std::string& path, const std::string& digest, const std::string
       stamp_(file_.file().stamp()) {
   const auto start = Clock::now();
   check_base(base);
-  check_digest(digest, pacer);
+  check_digest(digest, std::move(pacer));
   plan_copy();
   refuse_if_changed();  // while it was being checked
   verify_us_ = micros_since(start);
@@ -46,14 +44,9 @@ void Pack::check_base(const PackBase& base) const {
   }
 }
 
-void Pack::check_digest(const std::string& digest, Pacer& pacer) {
+void Pack::check_digest(const std::string& digest, Pacer pacer) {
   const auto bytes = file_.file().bytes();
-  Sha256 hash;
-  for (std::size_t at = 0; at < bytes.size(); at += kSliceBytes) {
-    hash.update(bytes.subspan(at, std::min(kSliceBytes, bytes.size() - at)));
-    pacer.rest();
-  }
-  digest_ = "sha256:" + hash.finish_hex();
+  digest_ = "sha256:" + sha256_hex(bytes, std::move(pacer));
   file_.file().release_pages(0, bytes.size());
   if (!digest.empty() && digest != digest_) {
     throw PackFormatError(path(), "digest", digest, digest_);
@@ -63,8 +56,8 @@ void Pack::check_digest(const std::string& digest, Pacer& pacer) {
 void Pack::plan_copy() {
   const auto add = [&](const GgufTensor* tensor, std::size_t slot_offset) {
     if (!tensor) return;
-    for (std::size_t at = 0; at < tensor->n_bytes; at += kSliceBytes) {
-      const std::size_t n = std::min(kSliceBytes, tensor->n_bytes - at);
+    for (std::size_t at = 0; at < tensor->n_bytes; at += Pacer::kSliceBytes) {
+      const std::size_t n = std::min(Pacer::kSliceBytes, tensor->n_bytes - at);
       slices_.push_back({tensor->offset + at, slot_offset + at, n});
     }
   };

@@ -45,14 +45,14 @@ class Pack {
   void copy_to(std::span<std::byte> slot, Pacer pacer = {}) const;
 
  private:
-  /// Bytes of the file that go to one place of the slot; kSliceBytes at most.
+  /// Bytes of the file that go to one place of the slot; Pacer::kSliceBytes at most.
   struct Slice {
     std::size_t file_offset;
     std::size_t slot_offset;
     std::size_t n_bytes;
   };
   void check_base(const PackBase& base) const;
-  void check_digest(const std::string& digest, Pacer& pacer);
+  void check_digest(const std::string& digest, Pacer pacer);
   void plan_copy();
   void copy_slices(std::span<std::byte> slot, std::atomic<std::size_t>& next, Pacer pacer) const;
   void refuse_if_changed() const;
