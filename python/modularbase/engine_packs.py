@@ -116,10 +116,10 @@ class EnginePacks:
             DependencyError: What it needs is missing or in conflict.
             BudgetExceededError: There is no room for it.
         """
-        if _is_path(pack):
-            pack_id = self._finder.at(Path(pack)).manifest.id
-            return self.swap(pack_id, pack, timeout_s=timeout_s)
         deadline = time.monotonic() + timeout_s
+        if _is_path(pack):
+            found = self._finder.at(Path(pack))
+            return self._swap(found.manifest.id, found, lambda _: None, deadline)
         requirement = parse_spec(pack)
         with self._table.hold() as hold:
             generation = self._loaded_with_dependencies(requirement, deadline, hold)
@@ -152,13 +152,11 @@ class EnginePacks:
         deadline = time.monotonic() + timeout_s
         check = _swap_check(name, mode, expected)
         check(self.known(name))  # before all the work, and again when the name changes
-        with self._table.hold() as hold:
-            found = self._finder.at(Path(pack)) if _is_path(pack) else self._newest(pack)
-            self._want_dependencies(found.manifest, deadline)
-            generation = self._table.open(found, hold)
-            self._load(generation, deadline)
-            self._table.point(name, generation, check)
-            return self._status(name, generation)
+        if _is_path(pack):
+            found = self._finder.at(Path(pack))
+        else:
+            found = self._finder.newest(parse_spec(pack))
+        return self._swap(name, found, check, deadline)
 
     def evict(self, name: str) -> None:
         """Frees a pack's slot; it stays known and is loaded again when needed.
@@ -265,8 +263,19 @@ class EnginePacks:
         raw = self._core.status_of(generation.core_id)
         return pack_status(name, generation.manifest.version, raw, is_retired=raw.is_retired)
 
-    def _newest(self, pack: str) -> FoundPack:
-        return self._finder.newest(parse_spec(pack))
+    def _swap(
+        self,
+        name: str,
+        found: FoundPack,
+        check: Callable[[Generation | None], None],
+        deadline: float,
+    ) -> PackStatus:
+        with self._table.hold() as hold:
+            self._want_dependencies(found.manifest, deadline)
+            generation = self._table.open(found, hold)
+            self._load(generation, deadline)
+            self._table.point(name, generation, check)
+            return self._status(name, generation)
 
     def _loaded_with_dependencies(
         self, requirement: PackRequirement, deadline: float, hold: Hold

@@ -80,7 +80,9 @@ class PackFinder:
         text = metadata.get(_MANIFEST_KEY)
         if not isinstance(text, str):
             raise PackFormatError(str(path), _MANIFEST_KEY, "a manifest", "none")
-        return self._found(path, "", parse_manifest(text, str(path)))
+        manifest = parse_manifest(text, str(path))
+        self._check_base(manifest)
+        return FoundPack(path, "", manifest, stored_probe(metadata))
 
     def newest(self, requirement: PackRequirement) -> FoundPack:
         """The newest installed version.
@@ -132,11 +134,9 @@ class PackFinder:
 
     def _installed(self, manifest: Manifest) -> FoundPack:
         pack = self._store.read(manifest.id, manifest.version)
-        return self._found(pack.path, f"sha256:{pack.record.sha256}", manifest)
-
-    def _found(self, path: Path, digest: str, manifest: Manifest) -> FoundPack:
         self._check_base(manifest)
-        return FoundPack(path, digest, manifest, stored_probe(self._metadata(path)))
+        probe = stored_probe(self._metadata(pack.path))
+        return FoundPack(pack.path, f"sha256:{pack.record.sha256}", manifest, probe)
 
     def _metadata(self, path: Path) -> Mapping[str, object]:
         try:
