@@ -20,8 +20,16 @@ from modularbase.packs.project import DATA_FOLDER, GeometryConfig, read_config
 from modularbase.packs.weights import PackGeometry
 from modularbase.training.base_model import load_base
 from modularbase.training.curves import draw_curves
-from modularbase.training.data import Corpus, Mixture, check_blocks, pack_blocks, split_blocks
+from modularbase.training.data import (
+    Corpus,
+    Mixture,
+    TokenBlocks,
+    check_blocks,
+    pack_blocks,
+    split_blocks,
+)
 from modularbase.training.evaluation import HeldOut
+from modularbase.training.objective import Objective
 from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
 from modularbase.training.run_folder import RunFolder, RunLog
@@ -81,7 +89,9 @@ def no_watch(report: StepReport) -> None:
     """Takes reports and says nothing."""
 
 
-def fit(options: TrainOptions, watch: Watch = no_watch) -> FitReport:
+def fit(
+    options: TrainOptions, watch: Watch = no_watch, objective: Objective | None = None
+) -> FitReport:
     """Trains a project's pack from the start.
 
     Ctrl-C ends the run behind its current step, with a checkpoint from which `resume` goes on.
@@ -89,6 +99,7 @@ def fit(options: TrainOptions, watch: Watch = no_watch) -> FitReport:
     Args:
         options: What to do.
         watch: Called behind every step.
+        objective: What the domain's text teaches; None: the next token.
 
     Raises:
         InvalidRequestError: Options or text make no sense.
@@ -97,12 +108,17 @@ def fit(options: TrainOptions, watch: Watch = no_watch) -> FitReport:
         TrainingError: The loss is not finite any more.
         KeyboardInterrupt: Somebody pressed Ctrl-C.
     """
-    trainer, pack = _prepare(options)
+    trainer, pack = _prepare(options, objective)
     return _run(RunFolder.create(options), options, trainer, pack, watch)
 
 
-def resume(project: Path, watch: Watch = no_watch) -> FitReport:
+def resume(project: Path, watch: Watch = no_watch, objective: Objective | None = None) -> FitReport:
     """Goes on with a project's newest run, exactly as if it had not stopped.
+
+    Args:
+        project: Its folder.
+        watch: Called behind every step.
+        objective: That of the run.
 
     Raises:
         InvalidRequestError: There is no run, or its text has changed.
@@ -110,7 +126,7 @@ def resume(project: Path, watch: Watch = no_watch) -> FitReport:
     """
     folder = RunFolder.latest(project)
     options = replace(folder.options(), project=project)
-    trainer, pack = _prepare(options)
+    trainer, pack = _prepare(options, objective)
     state = folder.load()
     if state is not None:
         trainer.restore(state)
@@ -118,7 +134,7 @@ def resume(project: Path, watch: Watch = no_watch) -> FitReport:
     return _run(folder, options, trainer, pack, watch)
 
 
-def _prepare(options: TrainOptions) -> tuple[Trainer, PackModule]:
+def _prepare(options: TrainOptions, objective: Objective | None) -> tuple[Trainer, PackModule]:
     if options.n_threads:
         torch.set_num_threads(options.n_threads)
     config = read_config(options.project)
@@ -142,7 +158,7 @@ def _prepare(options: TrainOptions) -> tuple[Trainer, PackModule]:
         seed=options.seed,
     )
     digest = f"{domain.digest()} {neutral.digest()}"
-    return Trainer(twin, mixture, heldout, options, digest), pack
+    return Trainer(twin, mixture, heldout, options, digest, objective), pack
 
 
 def _domain(options: TrainOptions, tokenizer: Tokenizer) -> Corpus:
@@ -161,7 +177,7 @@ def _domain(options: TrainOptions, tokenizer: Tokenizer) -> Corpus:
 
 def _neutral(options: TrainOptions, tokenizer: Tokenizer) -> Corpus:
     if not options.neutral:
-        nothing = np.zeros((0, options.block_tokens), np.int64)
+        nothing = TokenBlocks.of(np.zeros((0, options.block_tokens), np.int64))
         return Corpus(nothing, nothing)
     blocks = pack_blocks(read_documents(options.neutral), tokenizer, options.block_tokens)
     share, most = options.heldout_share, options.heldout_blocks

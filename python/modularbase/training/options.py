@@ -14,7 +14,10 @@ Precision = Literal["auto", "f32", "bf16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartRates:
-    """Learning rates of the parts of a pack, as multiples of `TrainOptions.learning_rate`."""
+    """Learning rates of the parts of a pack, as multiples of `TrainOptions.learning_rate`.
+
+    A part whose rate is 0 is frozen: its values stay as they are, bit for bit.
+    """
 
     w_in: float = 1.0
     norm: float = 1.0
@@ -22,6 +25,15 @@ class PartRates:
     experts: float = 1.0
     w_out: float = 1.0
     token_gate: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense."""
+        rates = asdict(self)
+        for name, rate in rates.items():
+            if not 0 <= rate < float("inf"):
+                raise InvalidRequestError(f"rates.{name}", "0 or more", str(rate))
+        if not any(rates.values()):
+            raise InvalidRequestError("rates", "a part that is trained", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

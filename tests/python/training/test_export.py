@@ -56,7 +56,7 @@ def test_the_engine_has_the_perplexity_of_the_twin(
     assert (facts.expert_type, facts.has_token_gates) == (experts, True)
     with Engine.load(options.base, dtype="f32", n_threads=1) as engine:
         engine.packs.load(str(tmp_path / "a.gguf"))
-        blocks = heldout(options).tolist()
+        blocks = heldout(options).ids.tolist()
         scores = [engine.score(ids, packs=[manifest.id]).logprobs for ids in blocks]
     perplexity = math.exp(-float(np.concatenate(scores).mean()))
     # What the issue asks for; rounding experts to 4 bits costs the most of it.
