@@ -31,6 +31,10 @@ class Measurement:
     neutral_loss: float | None
     neutral_kl: float | None
 
+    def total(self, kl_weight: float) -> float:
+        """What a run lowers: the domain's loss, and KL on neutral text times its weight."""
+        return self.loss + kl_weight * (self.neutral_kl or 0.0)
+
     def figures(self) -> dict[str, float]:
         """What is known, by name, with perplexities."""
         found = {"loss": self.loss, "perplexity": math.exp(self.loss)}
@@ -62,15 +66,15 @@ class HeldOut:
         self._domain = list(self._entered(domain))
         self._neutral = list(self._entered(neutral))
 
-    def measure(self) -> Measurement:
-        """Measures the pack as it is now."""
+    def measure(self, *, with_pack: bool = True) -> Measurement:
+        """Measures the pack as it is now; with_pack=False, the plain base."""
         loss = neutral_loss = kl = 0.0
         with torch.no_grad(), self._autocast():
             for blocks, hidden in self._domain:
-                loss += self._loss(blocks, self._final(hidden))
+                loss += self._loss(blocks, self._final(hidden, with_pack))
             for blocks, hidden in self._neutral:
-                final = self._final(hidden)
-                plain = self._twin.forward_from(hidden, with_pack=False).final
+                final = self._final(hidden, with_pack)
+                plain = self._final(hidden, False)
                 neutral_loss += self._loss(blocks, final)
                 kl += float(kl_to_base(before_last(final), self._twin.head, before_last(plain)))
         loss /= sum(blocks.n_learnt for blocks, _ in self._domain)
@@ -87,8 +91,8 @@ class HeldOut:
             with self._autocast():
                 yield part, self._twin.enter(ids)
 
-    def _final(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._twin.forward_from(hidden).final
+    def _final(self, hidden: torch.Tensor, with_pack: bool) -> torch.Tensor:
+        return self._twin.forward_from(hidden, with_pack=with_pack).final
 
     def _loss(self, blocks: TokenBlocks, final: torch.Tensor) -> float:
         return float(NextToken().loss(final, self._twin.head, blocks))

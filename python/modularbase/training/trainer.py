@@ -1,4 +1,4 @@
-"""Steps of stage 1, and the state that lets a run go on where it stopped."""
+"""Steps of a run, and the state that lets a run go on where it stopped."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Trainer:
     Attributes:
         step: Steps done.
         n_tokens: Tokens trained on.
-        best: The best measurement's loss, and the step it was made at.
+        best: The best measurement's total loss, and the step it was made at.
         n_worse: Measurements since then.
         best_weights: The pack's weights at that step.
     """
@@ -110,12 +110,17 @@ class Trainer:
     def measure(self) -> Measurement:
         """Measures the pack and remembers the best."""
         found = self._heldout.measure()
-        if found.loss < self.best[0]:
-            self.best, self.n_worse = (found.loss, self.step), 0
+        total = found.total(self._options.kl_weight)
+        if total < self.best[0]:
+            self.best, self.n_worse = (total, self.step), 0
             self.best_weights = self._weights()
         else:
             self.n_worse += 1
         return found
+
+    def measure_base(self) -> Measurement:
+        """Measures the plain base."""
+        return self._heldout.measure(with_pack=False)
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs."""
