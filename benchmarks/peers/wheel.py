@@ -1,9 +1,9 @@
 """Builds llama-cpp-python natively from the pinned source distribution, for the tests against it.
 
 ``python -m benchmarks.peers.wheel`` prints the path of the wheel. It is kept in the user's cache
-folder, because a build takes minutes: one a version, a Python and a CPU. Only the library itself
-is in it, built at ``-O1``, which compiles three times as fast: the tests compare numbers, and the
-benchmarks have a build of their own (``benchmarks.peers.build``).
+folder, because a build takes minutes: one a version, a Python and a CPU. Only the library is in it,
+ggml as it is always built and the rest at ``-O1``, which compiles faster: the tests compare
+numbers, and the benchmarks have a build of their own (``benchmarks.peers.build``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from tools.fetch_ggml import cache_folder, place_file
 CMAKE_ARGS = (
     # Runs after llama.cpp's own project(); llama-cpp-python would switch the tools' library on.
     f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={Path(__file__).with_name('libllama_only.cmake')}",
-    "-DCMAKE_C_FLAGS_RELEASE=-O1 -DNDEBUG",
-    "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG",
     "-DGGML_NATIVE=ON",
     "-DLLAVA_BUILD=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
