@@ -20,6 +20,9 @@ BlockTokens = Annotated[int | None, typer.Option(help="Tokens of a sequence.")]
 NeutralShare = Annotated[float | None, typer.Option(help="Share of neutral sequences.")]
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", "--lr")]
 WarmupSteps = Annotated[int | None, typer.Option(help="Steps in which the rate rises.")]
+QatSteps = Annotated[
+    int | None, typer.Option(help="Last steps, with weights rounded as the pack will hold them.")
+]
 Accumulation = Annotated[int | None, typer.Option(help="Forwards a step is cut into.")]
 Precision = Annotated[
     Literal["auto", "f32", "bf16"] | None, typer.Option(help="Type of the products.")

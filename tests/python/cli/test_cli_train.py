@@ -60,20 +60,21 @@ def test_a_run_without_neutral_text_says_so(cli: Cli, project: Path) -> None:
     assert "neutral_kl" not in json.loads(shown.out)["pack"]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_resumed(
-    cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, code: int, cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Trainer.train_step
 
     def press(self: Any) -> dict[str, float]:
         if self.step == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return real(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", press)
         stopped = cli(*arguments(project))
-    assert stopped.code == 130 and "--resume" in stopped.err
+    assert stopped.code == code and "--resume" in stopped.err
     assert cli("train", "fit", project, "--resume", "--steps", 9).code == 2
     shown = cli("train", "fit", project, "--resume", "--json")
     assert shown.code == 0 and json.loads(shown.out)["n_steps"] == 6
