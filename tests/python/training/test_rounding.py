@@ -105,6 +105,13 @@ def test_frozen_parts_of_a_parent_are_left_alone() -> None:
         assert not torch.equal(pack.sites[0].expert_up, fresh)
 
 
+def test_the_best_is_one_of_the_rounded(options: TrainOptions) -> None:
+    # At this rate the first step is the best of all.
+    wild = replace(options, steps=6, qat_steps=3, eval_every=1, learning_rate=2.0)
+    assert fit(replace(wild, qat_steps=0)).best_step < wild.qat_start
+    assert fit(wild).best_step >= wild.qat_start
+
+
 def test_resumed_in_the_middle_it_is_the_same(options: TrainOptions, report: FitReport) -> None:
     def crash(seen: Any) -> None:
         if seen.step == 12:
