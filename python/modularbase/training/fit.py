@@ -127,8 +127,10 @@ def _run(
     ends = (options.qat_start, options.steps)
     with RunLog(folder, trainer.step + 1) as log, interruptions() as interruption:
         if trainer.step == 0:
-            log.write("base", 0, trainer.measure_base().figures())
-            log.write("heldout", 0, trainer.measure().figures())
+            start = trainer.measure()  # a new pack is the identity
+            plain = trainer.measure_base() if options.parent else start
+            log.write("base", 0, plain.figures())
+            log.write("heldout", 0, start.figures())
         heldout = folder.measured()[-1]["loss"]
         watch(StepReport(trainer.step, options.steps, loss, heldout, speed))
         while trainer.step < options.steps and not _is_done(trainer, options):

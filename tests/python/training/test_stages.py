@@ -228,8 +228,9 @@ def test_what_does_not_go_together(
             begin(ALIGN, other, bases[1], folder, texts)
     assert not folder.exists()
     options = begin(ALIGN, parent, bases[1], folder, texts)
+    assert begin(ALIGN, parent, bases[1], folder, texts) == options  # as after a failed run
     with pytest.raises(InvalidRequestError, match="folder"):
-        begin(ALIGN, parent, bases[1], folder, texts)
+        begin(ALIGN, parent, bases[1], folder, texts, version="2.0.0")
     config = folder / CONFIG_FILE
     config.write_text(config.read_text().replace("d_ff = 256", "d_ff = 512"))
     with pytest.raises(PackFormatError, match="geometry"):
