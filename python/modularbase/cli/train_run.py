@@ -110,6 +110,8 @@ def print_report(report: FitReport, weights: Path, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
+    if report.start["perplexity"] == report.base["perplexity"]:  # a new pack is the identity
+        facts["start"] = {}
     for kind in ("base", "start", "pack"):
         figures = facts.pop(kind)
         assert isinstance(figures, dict)

@@ -59,6 +59,8 @@ class TrainOptions:
         rates: Of the parts of a pack.
         warmup_steps: Steps in which the rate rises, at most a fifth of all; then it falls to 0
             along a cosine.
+        qat_steps: The last steps, in which the pack computes with weights rounded to the types of
+            its file, and is measured so.
         weight_decay: Of the matrices.
         clip_norm: Longest gradient.
         precision: "bf16" multiplies in BF16 under autocast; "auto" does where the device has it.
@@ -89,6 +91,7 @@ class TrainOptions:
     learning_rate: float = 2e-3
     rates: PartRates = field(default_factory=PartRates)
     warmup_steps: int = 50
+    qat_steps: int = 0
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     precision: Precision = "auto"
@@ -107,6 +110,7 @@ class TrainOptions:
             **dict.fromkeys(("steps", "accumulation", "heldout_blocks"), 1),
             **dict.fromkeys(("eval_every", "save_every", "batch_blocks"), 1),
             **dict.fromkeys(("warmup_steps", "patience", "seed", "n_threads"), 0),
+            "qat_steps": 0,
             "block_tokens": 2,
         }
         for name, low in least.items():
@@ -121,12 +125,19 @@ class TrainOptions:
         for name in ("neutral_share", "heldout_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidRequestError(name, "0 or more, below 1", str(getattr(self, name)))
+        if self.qat_steps > self.steps:
+            raise InvalidRequestError("qat_steps", f"at most {self.steps}", str(self.qat_steps))
         if self.accumulation > self.n_domain:
             raise InvalidRequestError(
                 "accumulation",
                 f"at most {self.n_domain}, a step's domain sequences",
                 str(self.accumulation),
             )
+
+    @property
+    def qat_start(self) -> int:
+        """The step behind which weights are rounded; the last where they never are."""
+        return self.steps - self.qat_steps
 
     @property
     def n_neutral(self) -> int:

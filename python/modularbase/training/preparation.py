@@ -8,11 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modularbase.bases.tokenizer import Tokenizer
 from modularbase.engine import read_metadata
 from modularbase.errors import InvalidRequestError, PackFormatError
 from modularbase.packs.pack_file import read_pack
-from modularbase.packs.project import CONFIG_FILE, DATA_FOLDER, GeometryConfig, read_config
+from modularbase.packs.project import (
+    CONFIG_FILE,
+    DATA_FOLDER,
+    GeometryConfig,
+    read_config,
+    read_manifest,
+)
 from modularbase.packs.weights import PackGeometry
 from modularbase.training.base_model import load_base
 from modularbase.training.data import (
@@ -23,10 +28,12 @@ from modularbase.training.data import (
     pack_blocks,
     split_blocks,
 )
+from modularbase.training.encoding import Encoder
 from modularbase.training.evaluation import HeldOut
 from modularbase.training.objective import Objective
 from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
+from modularbase.training.rounding import Rounding
 from modularbase.training.texts import read_documents
 from modularbase.training.trainer import Trainer, make_autocast
 from modularbase.training.twin import Twin
@@ -42,13 +49,14 @@ def prepare(options: TrainOptions, objective: Objective | None) -> tuple[Trainer
     Raises:
         InvalidRequestError: Options or text make no sense.
         PackFormatError: The project or the parent is not sound, or they differ.
+        ChatTemplateError: There are prompts, and the base has no template for them.
         BaseLoadError: The base cannot be trained on.
     """
     if options.n_threads:
         torch.set_num_threads(options.n_threads)
     config = read_config(options.project)
-    tokenizer = Tokenizer.from_metadata(read_metadata(options.base))
-    domain, neutral = _domain(options, tokenizer), _neutral(options, tokenizer)
+    encoder = Encoder(read_metadata(options.base))
+    domain, neutral = _domain(options, encoder), _neutral(options, encoder)
     base = load_base(options.base)
     geometry = _geometry(config.geometry, base.config.hidden_size, base.config.num_hidden_layers)
     pack = PackModule(
@@ -69,28 +77,30 @@ def prepare(options: TrainOptions, objective: Objective | None) -> tuple[Trainer
         seed=options.seed,
     )
     digest = f"{domain.digest()} {neutral.digest()}"
-    return Trainer(twin, mixture, heldout, options, digest, objective), pack
+    types = read_manifest(options.project).quantisation
+    rounding = Rounding(pack, types, has_parent=options.parent is not None)
+    return Trainer(twin, mixture, heldout, options, digest, rounding, objective), pack
 
 
-def _domain(options: TrainOptions, tokenizer: Tokenizer) -> Corpus:
+def _domain(options: TrainOptions, encoder: Encoder) -> Corpus:
     folder = options.project / DATA_FOLDER
     data = options.data or (folder / "train.jsonl",)
     held = options.heldout or (() if options.data else (folder / "heldout.jsonl",))
-    blocks = pack_blocks(read_documents(data), tokenizer, options.block_tokens)
+    blocks = pack_blocks(read_documents(data), encoder, options.block_tokens)
     if not held:
         share, most = options.heldout_share, options.heldout_blocks
         return split_blocks(blocks, share=share, most=most, seed=options.seed, kind="data")
-    measured = pack_blocks(read_documents(held), tokenizer, options.block_tokens)
+    measured = pack_blocks(read_documents(held), encoder, options.block_tokens)
     check_blocks(blocks, 1, "data")
     check_blocks(measured, 1, "heldout")
     return Corpus(blocks, measured[: options.heldout_blocks])
 
 
-def _neutral(options: TrainOptions, tokenizer: Tokenizer) -> Corpus:
+def _neutral(options: TrainOptions, encoder: Encoder) -> Corpus:
     if not options.neutral:
         nothing = TokenBlocks.of(np.zeros((0, options.block_tokens), np.int64))
         return Corpus(nothing, nothing)
-    blocks = pack_blocks(read_documents(options.neutral), tokenizer, options.block_tokens)
+    blocks = pack_blocks(read_documents(options.neutral), encoder, options.block_tokens)
     share, most = options.heldout_share, options.heldout_blocks
     return split_blocks(blocks, share=share, most=most, seed=options.seed, kind="neutral")
 

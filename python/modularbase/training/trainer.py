@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from modularbase.training.losses import kl_to_base
 from modularbase.training.objective import NextToken, Objective, before_last
 from modularbase.training.optimiser import freeze_parts, make_optimiser, rate_factor, set_rates
 from modularbase.training.options import TrainOptions
+from modularbase.training.rounding import Rounding
 from modularbase.training.twin import Twin
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -58,6 +59,7 @@ class Trainer:
         heldout: HeldOut,
         options: TrainOptions,
         digest: str,
+        rounding: Rounding,
         objective: Objective | None = None,
     ) -> None:
         """Starts at step 0.
@@ -68,10 +70,12 @@ class Trainer:
             heldout: What is measured on.
             options: The run's.
             digest: Of all text, so that a run does not go on with another.
+            rounding: Of the last steps.
             objective: What the domain's text teaches; None: the next token.
         """
         self._twin, self._mixture, self._heldout, self._options = twin, mixture, heldout, options
         self._digest, self._objective = digest, objective or NextToken()
+        self._rounding = rounding
         self._autocast = make_autocast(options)
         freeze_parts(twin.pack, options.rates)
         self._optimiser = make_optimiser(twin.pack, options)
@@ -91,9 +95,10 @@ class Trainer:
         set_rates(self._optimiser, factor)
         self._optimiser.zero_grad(set_to_none=True)
         figures: dict[str, float] = {}
-        for piece in batch.pieces(self._options.accumulation):
-            for name, value in self._backward(piece, batch).items():
-                figures[name] = figures.get(name, 0.0) + value
+        with self._weights_in_force():
+            for piece in batch.pieces(self._options.accumulation):
+                for name, value in self._backward(piece, batch).items():
+                    figures[name] = figures.get(name, 0.0) + value
         parameters = self._twin.pack.parameters()
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._options.clip_norm))
         if not math.isfinite(norm) or not all(map(math.isfinite, figures.values())):
@@ -108,8 +113,11 @@ class Trainer:
         return {**figures, "grad_norm": norm, "learning_rate": rate, "tokens_per_s": speed}
 
     def measure(self) -> Measurement:
-        """Measures the pack and remembers the best."""
-        found = self._heldout.measure()
+        """Measures the pack and remembers the best; of rounded weights, once they are in force."""
+        with self._weights_in_force():
+            found = self._heldout.measure()
+        if self._options.qat_steps and self.step == self._options.qat_start:
+            self.best = (math.inf, 0)
         total = found.total(self._options.kl_weight)
         if total < self.best[0]:
             self.best, self.n_worse = (total, self.step), 0
@@ -177,6 +185,10 @@ class Trainer:
             "balance": balance.item(),
             "z_loss": z_loss.item(),
         }
+
+    def _weights_in_force(self) -> AbstractContextManager[None]:
+        is_rounded = self._options.qat_steps and self.step >= self._options.qat_start
+        return self._rounding.applied() if is_rounded else nullcontext()
 
     def _weights(self) -> dict[str, torch.Tensor]:
         state = self._twin.pack.state_dict()
