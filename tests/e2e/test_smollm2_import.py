@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.align.checkpoint import save_checkpoint
 from modularbase import Engine
 from modularbase.bases.import_checkpoint import ImportOptions, write_base
 from modularbase.engine import read_metadata
 from modularbase.training.base_model import load_base
-from tests.tools.checkpoint_of_base import save_checkpoint
 
 TEXT = "The sea is 3,800 metres deep on average.\n\n    depth = [3800.0, 10_935]  # Challenger"
 

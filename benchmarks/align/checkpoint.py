@@ -1,4 +1,4 @@
-"""A base's GGUF file as a checkpoint of transformers, tokenizer included."""
+"""A model with a base's tokenizer as a checkpoint of transformers."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ def save_checkpoint(base: Path, model: Any, folder: Path) -> None:
     }
     config["add_bos_token"] = vocab.add_bos
     config["chat_template"] = metadata.get("tokenizer.chat_template")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
