@@ -10,7 +10,7 @@ import argparse
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -20,6 +20,14 @@ from benchmarks.ours import installed_base
 from benchmarks.paths import RESULTS
 from benchmarks.report import Table, markdown, write_json, write_text
 from modularbase.errors import ModularBaseError
+
+_KINDS: dict[type, Callable[[str], object]] = {
+    int: int,
+    float: float,
+    str: str,
+    tuple: lambda text: tuple(map(float, text.split(","))),
+    type(Path()): Path,
+}
 
 TARGET_RECOVERY = 0.8
 TARGET_TOKENS = 0.1
@@ -43,7 +51,7 @@ def tables(outcome: Outcome) -> list[Table]:
         [name, f"{outcome.recovery(reference):.1%}", f">= {TARGET_RECOVERY:.0%}"]
         for name, reference in (
             ("of the loss above the pack on its own base", outcome.made_for),
-            ("of the loss above a pack trained anew", outcome.retrained),
+            ("of the loss above a pack trained anew", outcome.anew),
         )
     ]
     summary.append(["tokens, of stage 1's", f"{share:.1%}", f"<= {TARGET_TOKENS:.0%}"])
@@ -60,9 +68,10 @@ def settings_of(arguments: Sequence[str] | None) -> tuple[AlignSettings, Path]:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     for field in fields(AlignSettings):
         if field.name != "base":
-            name, kind = field.name.replace("_", "-"), type(field.default)
-            kind = Path if isinstance(field.default, Path) else kind
-            parser.add_argument(f"--{name}", type=kind, default=field.default)
+            name = field.name.replace("_", "-")
+            parser.add_argument(
+                f"--{name}", type=_KINDS[type(field.default)], default=field.default
+            )
     chosen = vars(parser.parse_args(arguments))
     output = chosen.pop("output")
     chosen["base"] = chosen["base"] or installed_base()
@@ -83,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {
         "cases": [asdict(row) for row in outcome.rows()],
         "recovery": outcome.recovery(outcome.made_for),
-        "recovery_of_retraining": outcome.recovery(outcome.retrained),
+        "recovery_of_training_anew": outcome.recovery(outcome.anew),
     }
     write_json(output / "align.json", {"settings": told, **found})
     write_text(output / "align.md", shown)

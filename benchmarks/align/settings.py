@@ -27,7 +27,8 @@ class AlignSettings:
         fit_steps: Steps of stage 1.
         fit_rate: Their highest learning rate.
         align_steps: Steps of stage 2.
-        align_rate: Their highest learning rate.
+        align_rates: Highest learning rates to try there; held-out text decides.
+        align_eval_every: Steps between measurements there.
         batch_blocks: Sequences of a step.
         block_tokens: Tokens of a sequence.
         measured_blocks: Most sequences measured on, of each text.
@@ -41,12 +42,13 @@ class AlignSettings:
     texts: Path = CACHE / "texts"
     work: Path = CACHE / "align"
     domain: str = "medical"
-    base_steps: int = 300
+    base_steps: int = 200
     base_rate: float = 3e-4
-    fit_steps: int = 400
+    fit_steps: int = 300
     fit_rate: float = 2e-3
-    align_steps: int = 40
-    align_rate: float = 5e-4
+    align_steps: int = 30
+    align_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    align_eval_every: int = 10
     batch_blocks: int = 16
     block_tokens: int = 256
     measured_blocks: int = 64

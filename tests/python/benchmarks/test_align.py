@@ -10,15 +10,17 @@ import pytest
 
 from benchmarks.align.__main__ import main, settings_of, tables
 from benchmarks.align.continued import train_next_base
-from benchmarks.align.experiment import Outcome, Row
+from benchmarks.align.experiment import Outcome
+from benchmarks.align.scale import Row
 from tests.conftest import TinyModelFactory
 from tests.python.training.toy import make_project
 
 SMALL = {
-    "base_steps": 6,
+    "base_steps": 4,
     "base_rate": 0.01,
-    "fit_steps": 10,
+    "fit_steps": 6,
     "align_steps": 2,
+    "align_rates": "1e-4,1e-3",
     "batch_blocks": 4,
     "block_tokens": 32,
     "measured_blocks": 4,
@@ -37,10 +39,10 @@ def test_recovery() -> None:
         made_for=row(1.0, 1000),
         unaligned=row(2.0),
         aligned=row(1.2, 100),
-        retrained=row(1.1, 1000),
+        anew=row(1.1, 1000),
     )
     assert outcome.recovery(outcome.made_for) == pytest.approx(0.8)
-    assert outcome.recovery(outcome.retrained) == pytest.approx(0.8 / 0.9)
+    assert outcome.recovery(outcome.anew) == pytest.approx(0.8 / 0.9)
     assert math.isnan(outcome.recovery(outcome.plain)), "nothing was lost"
     cases, summary = tables(outcome)
     assert [len(cases.rows), len(summary.rows)] == [6, 3]
@@ -64,10 +66,10 @@ def test_a_small_run(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
     cases = json.loads((output / "align.json").read_text())["cases"]
     losses = [case["loss"] for case in cases]
     assert len(set(losses)) == 6 and all(map(math.isfinite, losses))
-    plain, next_plain, made_for, unaligned, _, retrained = losses
-    assert made_for < plain and retrained < next_plain and unaligned > made_for
+    plain, next_plain, made_for, unaligned, _, anew = losses
+    assert made_for < plain and anew < next_plain and unaligned > made_for
     tokens = [case["n_tokens"] for case in cases]
-    assert tokens == [0, 0, 10 * 4 * 32, 0, 2 * 4 * 32, 10 * 4 * 32]
+    assert tokens == [0, 0, 6 * 4 * 32, 0, 2 * 4 * 32, 6 * 4 * 32]
     settings, _ = settings_of(options)
     train_next_base(settings, work / "again.gguf", lambda _: None)
     assert (work / "again.gguf").read_bytes() == (work / "next.gguf").read_bytes()
