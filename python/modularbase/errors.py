@@ -34,7 +34,15 @@ __all__ = [
 ]
 
 InstallFailure = Literal[
-    "network", "not_found", "disk_full", "unwritable", "digest", "broken", "not_installed", "tool"
+    "network",
+    "not_found",
+    "disk_full",
+    "unwritable",
+    "digest",
+    "broken",
+    "not_installed",
+    "exists",
+    "tool",
 ]
 """What kind of failure stopped an installation; `InstallError.kind` is one of these."""
 
