@@ -7,6 +7,7 @@ import typer
 from modularbase.cli.train_align import align
 from modularbase.cli.train_fit import fit
 from modularbase.cli.train_gate import gate
+from modularbase.cli.train_router import router
 
 train_app = typer.Typer(no_args_is_help=True)
 
@@ -16,5 +17,5 @@ def train() -> None:
     """Train packs in PyTorch."""
 
 
-for command in (fit, align, gate):
+for command in (fit, align, gate, router):
     train_app.command()(command)
