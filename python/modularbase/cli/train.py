@@ -6,6 +6,7 @@ import typer
 
 from modularbase.cli.train_align import align
 from modularbase.cli.train_fit import fit
+from modularbase.cli.train_fusion import fusion
 from modularbase.cli.train_gate import gate
 from modularbase.cli.train_router import router
 
@@ -17,5 +18,5 @@ def train() -> None:
     """Train packs in PyTorch."""
 
 
-for command in (fit, align, gate, router):
+for command in (fit, align, gate, router, fusion):
     train_app.command()(command)

@@ -28,11 +28,13 @@ def router(
     ],
     base: Base = DEFAULT_BASE,
     layer: Annotated[
-        int | None, typer.Option(help="Take the states entering it; by default the middle one.")
+        int | None,
+        typer.Option(help="Take the states entering it; by default as before, or the middle."),
     ] = None,
     pooling: Annotated[
-        Literal["mean", "last"], typer.Option(help="How a text's states become one.")
-    ] = "mean",
+        Literal["mean", "last"] | None,
+        typer.Option(help="How a text's states become one; by default the project's, or mean."),
+    ] = None,
     snippets: Annotated[int, typer.Option(help="Most pieces of text of each pack.")] = 400,
     snippet_tokens: Annotated[tuple[int, int], typer.Option(help="Shortest and longest piece.")] = (
         8,
@@ -50,24 +52,31 @@ def router(
     """
     need_extra()
     from modularbase.training.router import RouterOptions, train_router
-    from modularbase.training.router_project import check_matches, open_router_project
+    from modularbase.training.router_project import (
+        check_matches,
+        open_router_project,
+        trained_router,
+    )
 
+    path = install.resolve(base, install=True)
+    labelled = parse_labelled(packs)
+    open_router_project(project, path)
+    known = trained_router(project)
     options = RouterOptions(
-        base=install.resolve(base, install=True),
-        packs=parse_labelled(packs),
+        base=path,
+        packs=labelled,
         neutral=tuple(neutral),
-        layer=layer,
-        pooling=pooling,
+        layer=known.layer if layer is None and known else layer,
+        pooling=pooling or (known.pooling if known else "mean"),
         n_snippets=snippets,
         snippet_tokens=snippet_tokens,
         weight_decay=weight_decay,
         seed=seed,
         n_threads=threads or 0,
     )
-    open_router_project(project, options.base)
-    if layer is not None:
-        routed = tuple(labelled.pack for labelled in options.packs)
-        check_matches(project, "router", (routed, layer, pooling))
+    if options.layer is not None:
+        routed = tuple(each.pack for each in labelled)
+        check_matches(project, "router", (routed, options.layer, options.pooling))
     columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err) as progress:
         task = progress.add_task("reading", total=None)

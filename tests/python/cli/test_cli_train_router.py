@@ -1,4 +1,4 @@
-"""`modularbase train router`: from text to an installed router pack."""
+"""`modularbase train router` and `train fusion`: from text to an installed router pack."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tests.conftest import TinyModelFactory
 from tests.python.cli.conftest import Cli
 from tests.python.packs.small_packs import small_gguf
 from tests.python.training.toy import text
+from tests.tools.tiny_models import N_EMBD, TinyModel
+from tests.tools.tiny_packs import write_tiny_pack
 
 WORDS = {
     "knee": ("fever", "of", "the", "left", "knee", "acute"),
@@ -64,6 +66,41 @@ def test_from_text_to_an_installed_router(cli: Cli, tiny_model: TinyModelFactory
                 engine.packs.load(pack)
         with pytest.raises(PackIncompatibleError, match="type: required domain"):
             engine.generate("hi", packs=PackRequest(packs=(PackUse("switch"),), fallback="never"))
+
+
+def write_packs(folder: Path, model: TinyModel) -> None:
+    for seed, name in enumerate(("knee", "code", "third")):
+        manifest = {"id": name, "base_id": model.path.stem}
+        path = folder / f"{name}.gguf"
+        write_tiny_pack(path, n_embd=N_EMBD, sites=(1,), seed=seed, manifest=manifest)
+
+
+def test_fusion_joins_a_router(cli: Cli, tiny_model: TinyModelFactory, tmp_path: Path) -> None:
+    model = tiny_model()
+    write_packs(tmp_path, model)
+    packs = ("./knee.gguf=knee.txt", "./code.gguf=code.txt")
+    given = list(arguments(model.path, *packs))
+    assert cli(*given, "--layer", 2).code == 0
+    fused = ["train", "fusion", *given[2:7], "--base", model.path, "-t", 1, "--block-tokens", 32]
+    shown = cli(*fused, "--steps", 2, "--batch-blocks", 2, "--heldout-blocks", 4, "--json")
+    assert shown.code == 0, shown.err
+    facts = json.loads(shown.out)
+    assert facts["layer"] == 2 and facts["n_tokens"] == 2 * 2 * 32  # the router's layer
+    assert set(facts["perplexity"]["knee"]) == {"base", "equal", "own", "fused"}
+    assert [sum(row) for row in facts["shares"]] == pytest.approx([1, 1])
+    assert "loss" in shown.err
+    assert cli("pack", "build", "switch").code == 0
+    known = json.loads(cli("pack", "info", "./switch/dist/pack.gguf", "--json").out)
+    assert known["heads"] == ["router", "fusion"] and known["layer"] == 2
+    assert known["training"]["command"].startswith("modularbase train fusion switch")
+    assert {"router accuracy", "fusion perplexity of knee own"} <= set(known["evaluation"])
+    for code, change, told in (
+        (2, ["--layer", 1], "layer"),
+        (2, ["--pooling", "last"], "pooling"),
+        (2, ["--pack", "./third.gguf=code.txt"], "packs"),
+    ):
+        wrong = cli(*fused, *change)
+        assert wrong.code == code and told in wrong.err
 
 
 def test_what_goes_wrong_is_said(cli: Cli, tiny_model: TinyModelFactory, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_heads_of_other_states_do_not_mix(options: RouterOptions, tmp_path: Path
     ],
 )
 def test_options_that_make_no_sense(
-    field: str, changes: dict[str, object], options: RouterOptions
+    field: str, changes: dict[str, Any], options: RouterOptions
 ) -> None:
     with pytest.raises(InvalidRequestError, match=field):
         train_router(replace(options, **changes))
