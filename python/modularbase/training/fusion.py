@@ -17,13 +17,11 @@ from modularbase.errors import InvalidRequestError
 from modularbase.packs.router_file import LinearHead, Pooling
 from modularbase.routing.router import normalised, softmax
 from modularbase.training.base_model import load_base
-from modularbase.training.data import pack_blocks, split_blocks
+from modularbase.training.data import TokenBlocks, pack_blocks, split_blocks
 from modularbase.training.labelled_text import LabelledPack, check_labelled
 from modularbase.training.mixed_twin import MixedTwin, load_pack
 from modularbase.training.router import pooled_states
 from modularbase.training.texts import read_documents
-
-Blocks = NDArray[np.int64]  # token ids [n_blocks, block_tokens]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +154,7 @@ def train_fusion(options: FusionOptions, watch: Watch = no_watch) -> FusionRepor
     return FusionReport(head, layer, perplexity, shares, n_tokens)
 
 
-def _blocks(options: FusionOptions) -> tuple[list[Blocks], list[Blocks]]:
+def _blocks(options: FusionOptions) -> tuple[list[TokenBlocks], list[TokenBlocks]]:
     """Sequences of each pack's text: to train on, and to measure on."""
     tokenizer = Tokenizer.from_metadata(read_metadata(options.base))
     train, held = [], []
@@ -171,7 +169,7 @@ def _blocks(options: FusionOptions) -> tuple[list[Blocks], list[Blocks]]:
 
 
 def _states(
-    options: FusionOptions, groups: Sequence[Sequence[Blocks]]
+    options: FusionOptions, groups: Sequence[Sequence[TokenBlocks]]
 ) -> tuple[int, list[torch.Tensor]]:
     """The layer, and for each group the normalised states of all prompts [n, n_embd]."""
     threads = options.n_threads or None
@@ -179,15 +177,19 @@ def _states(
         layer = engine.info["n_layer"] // 2 if options.layer is None else options.layer
         found = []
         for blocks in groups:
-            prompts = np.concatenate(blocks)[:, : options.n_prompt].tolist()
+            prompts = _ids(blocks)[:, : options.n_prompt].tolist()
             states = pooled_states(engine, prompts, layer, options.pooling)
             found.append(torch.from_numpy(normalised(states)))
         return layer, found
 
 
-def _texts(blocks: Sequence[Blocks], x: torch.Tensor) -> _Texts:
-    labels = [label for label, part in enumerate(blocks) for _ in part]
-    return _Texts(torch.from_numpy(np.concatenate(blocks)), torch.tensor(labels), x)
+def _texts(blocks: Sequence[TokenBlocks], x: torch.Tensor) -> _Texts:
+    labels = [label for label, part in enumerate(blocks) for _ in range(len(part))]
+    return _Texts(torch.from_numpy(_ids(blocks)), torch.tensor(labels), x)
+
+
+def _ids(blocks: Sequence[TokenBlocks]) -> NDArray[np.int64]:
+    return np.concatenate([part.ids for part in blocks])
 
 
 def _fit(twin: MixedTwin, texts: _Texts, options: FusionOptions, watch: Watch) -> LinearHead:
