@@ -59,7 +59,10 @@ def test_a_base_without_template_takes_no_prompts(tiny_model: TinyModelFactory) 
 
 
 def test_blocks_begin_as_the_base_expects(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 300}
+    changes: dict[str, Any] = {
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.bos_token_id": 300,
+    }
     path = copy_gguf(tiny_model().path, tmp_path / "bos.gguf", changes=changes)
     blocks = pack_blocks([Document("abcdefgh")], Encoder(read_metadata(path)), 5).ids
     assert blocks[:, 0].tolist() == [300, 300] and blocks[1, 1] == blocks[0, 1] + 4
