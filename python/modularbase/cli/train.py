@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from modularbase.cli.train_align import align
+from modularbase.cli.train_distill import distill
 from modularbase.cli.train_fit import fit
 from modularbase.cli.train_fusion import fusion
 from modularbase.cli.train_gate import gate
@@ -18,5 +19,5 @@ def train() -> None:
     """Train packs in PyTorch."""
 
 
-for command in (fit, align, gate, router, fusion):
+for command in (fit, align, gate, distill, router, fusion):
     train_app.command()(command)

@@ -32,7 +32,7 @@ class Teacher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class AnswerProgress:
     """How far the teacher is: prompts answered, given up, and all."""
 
     n_answered: int
@@ -40,7 +40,7 @@ class Progress:
     n_all: int
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[AnswerProgress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def _ask_all(
     n_failed, n_known = 0, len(answers)
     n_all = n_known + len(prompts)
     with _Pool(teacher, prompts, n_at_once) as pool, path.open("a", encoding="utf-8") as file:
-        on_progress(Progress(n_known, 0, n_all))
+        on_progress(AnswerProgress(n_known, 0, n_all))
         for _ in prompts:
             prompt, found = pool.next()
             if isinstance(found, Answer):
@@ -153,7 +153,7 @@ def _ask_all(
             if n_failed > _MAX_FAILED_SHARE * n_all:
                 reason = f"{n_failed} of {n_all} prompts failed, the last with: {found}"
                 raise TeacherError(teacher.url, f"{reason}; the same command asks them again")
-            on_progress(Progress(len(answers), n_failed, n_all))
+            on_progress(AnswerProgress(len(answers), n_failed, n_all))
     return n_failed
 
 

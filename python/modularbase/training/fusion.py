@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modularbase.bases.tokenizer import Tokenizer
 from modularbase.engine import Engine, read_metadata
 from modularbase.errors import InvalidRequestError
 from modularbase.packs.router_file import LinearHead, Pooling
 from modularbase.routing.router import normalised, softmax
 from modularbase.training.base_model import load_base
 from modularbase.training.data import TokenBlocks, pack_blocks, split_blocks
+from modularbase.training.encoding import Encoder
 from modularbase.training.labelled_text import LabelledPack, check_labelled
 from modularbase.training.mixed_twin import MixedTwin, load_pack
 from modularbase.training.router import pooled_states
@@ -156,11 +156,11 @@ def train_fusion(options: FusionOptions, watch: Watch = no_watch) -> FusionRepor
 
 def _blocks(options: FusionOptions) -> tuple[list[TokenBlocks], list[TokenBlocks]]:
     """Sequences of each pack's text: to train on, and to measure on."""
-    tokenizer = Tokenizer.from_metadata(read_metadata(options.base))
+    encoder = Encoder(read_metadata(options.base))
     train, held = [], []
     for labelled in options.packs:
         documents = read_documents(labelled.paths)
-        blocks = pack_blocks(documents, tokenizer, options.block_tokens)
+        blocks = pack_blocks(documents, encoder, options.block_tokens)
         name, most = f"text for {labelled.pack.id}", options.heldout_blocks
         corpus = split_blocks(blocks, share=0.5, most=most, seed=options.seed, kind=name)
         train.append(corpus.train[: options.n_blocks])

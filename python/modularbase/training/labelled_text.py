@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from modularbase.bases.tokenizer import Tokenizer
 from modularbase.errors import InvalidRequestError
 from modularbase.packs.router_file import MAX_PACKS, RoutedPack
-from modularbase.training.texts import read_documents
+from modularbase.training.encoding import Encoder
+from modularbase.training.texts import Document, read_documents
 
 _LEAST_SNIPPETS = 20  # of a label: a few to learn from, to calibrate with and to measure on
 
@@ -59,7 +59,7 @@ def check_labelled(packs: Sequence[LabelledPack]) -> None:
 def draw_snippets(
     packs: Sequence[LabelledPack],
     neutral: Sequence[Path],
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     *,
     most: int,
     n_tokens: tuple[int, int],
@@ -70,7 +70,7 @@ def draw_snippets(
     Args:
         packs: Packs with their text.
         neutral: Text that is for none of them.
-        tokenizer: The base's.
+        encoder: The base's.
         most: Pieces of a label.
         n_tokens: Shortest and longest piece.
         seed: Equal seeds draw the same.
@@ -84,16 +84,21 @@ def draw_snippets(
         random = np.random.default_rng([seed, label])
         pieces = [
             piece
-            for text in read_documents(paths)
-            for piece in _cut(tokenizer.encode_plain(text), n_tokens, random)
+            for document in read_documents(paths)
+            for piece in _cut(_asked(document, encoder), n_tokens, random)
         ]
         if len(pieces) < _LEAST_SNIPPETS:
             expected = f"text of {_LEAST_SNIPPETS} pieces of up to {n_tokens[1]} tokens"
             raise InvalidRequestError(f"text for {name}", expected, f"text of {len(pieces)}")
         chosen = random.permutation(len(pieces))[:most]
-        opening = tokenizer.encode("")[:1] if tokenizer.bos_id in tokenizer.encode("") else []
-        found += [Snippet([*opening, *pieces[i]], label) for i in chosen]
+        found += [Snippet([*encoder.opening, *pieces[i]], label) for i in chosen]
     return found
+
+
+def _asked(document: Document, encoder: Encoder) -> list[int]:
+    """Tokens of what a request could be: the prompt, where there is one."""
+    asked = document.text if document.prompt is None else document.prompt
+    return encoder.tokenizer.encode_plain(asked)
 
 
 def _cut(

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from modularbase.engine import Engine
+from modularbase.engine import Engine, read_metadata
 from modularbase.errors import InvalidRequestError
 from modularbase.packs.router_file import LinearHead, Pooling
 from modularbase.routing.router import normalised
 from modularbase.training.calibration import calibration_error, fit_temperature
+from modularbase.training.encoding import Encoder
 from modularbase.training.labelled_text import (
     LabelledPack,
     Snippet,
@@ -125,7 +126,7 @@ def train_router(options: RouterOptions, on_states: OnStates = no_states) -> Rou
         snippets = draw_snippets(
             options.packs,
             options.neutral,
-            engine.tokenizer,
+            Encoder(read_metadata(options.base)),
             most=options.n_snippets,
             n_tokens=options.snippet_tokens,
             seed=options.seed,

@@ -14,9 +14,9 @@ import pytest
 
 from modularbase.errors import CancelledError, InvalidRequestError, TeacherError
 from modularbase.training import chat_endpoint
-from modularbase.training.answers import Progress, Taught, gather_answers, read_prompts
+from modularbase.training.answers import AnswerProgress, Taught, gather_answers, read_prompts
 from modularbase.training.chat_endpoint import ChatEndpoint, EndpointOptions
-from modularbase.training.texts import read_documents
+from modularbase.training.texts import Document, read_documents
 from tests.python.training.teacher_server import Fault, TeacherState, running_teacher
 
 PROMPTS = [f"What is {i}?" for i in range(30)]
@@ -156,20 +156,21 @@ def gather(teacher: TeacherState, folder: Path, **changes: Any) -> Taught:
 def test_answers_are_gathered_by_several_at_once(teacher: TeacherState, tmp_path: Path) -> None:
     teacher.wait = threading.Event()
     threading.Timer(0.3, teacher.wait.set).start()
-    seen: list[Progress] = []
+    seen: list[AnswerProgress] = []
     taught = gather(teacher, tmp_path / "run", n_at_once=5, on_progress=seen.append)
     assert teacher.n_at_once == 5 and len(teacher.requests) == 30
     assert [step.n_answered for step in seen] == list(range(31))
     assert taught == Taught(tmp_path / "run" / "train.jsonl", 30, 0, 0, 0)
     # In the order of the prompts, whichever answer came first; what training reads.
     assert [row["prompt"] for row in rows(taught.path)] == PROMPTS
-    assert read_documents([taught.path])[3] == "What is 3?\nAnswer to: What is 3?"
+    found = Document("Answer to: What is 3?", prompt="What is 3?")
+    assert read_documents([taught.path])[3] == found
     assert gather(teacher, tmp_path / "run") == taught
     assert len(teacher.requests) == 30  # nothing is asked twice
 
 
 def test_a_gathering_that_was_cut_goes_on(teacher: TeacherState, tmp_path: Path) -> None:
-    def press(step: Progress) -> None:
+    def press(step: AnswerProgress) -> None:
         if step.n_answered == 10:
             signal.raise_signal(signal.SIGINT)
 
