@@ -279,16 +279,24 @@ class Engine:
             logprobs = self._finished(spec).logprobs
         return Score(ids, logprobs, float(np.exp(-logprobs.mean(dtype=np.float64))))
 
-    def hidden(self, prompt: Prompt, layer: int, *, packs: Packs = None) -> FloatArray:
-        """The residual stream entering a layer, [n_tokens, n_embd].
+    def hidden(
+        self,
+        prompt: Prompt,
+        layer: int,
+        *,
+        pooling: Literal["none", "mean", "last"] = "none",
+        packs: Packs = None,
+    ) -> FloatArray:
+        """The residual stream entering a layer, [n_tokens, n_embd]; pooled, [1, n_embd].
 
         Args:
             prompt: Text or token ids.
             layer: 0 is the embedding; n_layer leaves the last layer; n_layer + 1 is after the
                 output norm.
+            pooling: "mean" of all tokens, or the "last" one's.
             packs: As in `submit`.
         """
-        spec = self._hidden_spec(prompt, layer, _core.Pooling.none)
+        spec = self._hidden_spec(prompt, layer, member_named(_core.Pooling, "pooling", pooling))
         with self._add_packs(spec, packs, None):
             return self._finished(spec).hidden.reshape(-1, self.info["n_embd"])
 

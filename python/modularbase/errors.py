@@ -29,6 +29,7 @@ __all__ = [
     "PackFormatError",
     "PackIncompatibleError",
     "PackNotFoundError",
+    "TeacherError",
     "TokenizerError",
     "TrainingError",
 ]
@@ -263,3 +264,17 @@ class TrainingError(ModularBaseError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class TeacherError(TrainingError):
+    """A teacher that cannot be asked, or does not answer as it should.
+
+    Attributes:
+        teacher: Its address or file.
+        status: Of HTTP, if a server answered with an error.
+    """
+
+    def __init__(self, teacher: str, reason: str, status: int | None = None) -> None:
+        super().__init__(f"teacher {teacher}: {reason}")
+        self.teacher = teacher
+        self.status = status

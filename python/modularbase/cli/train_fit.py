@@ -96,7 +96,7 @@ def fit(
 def _fitted(
     project: Path, given: dict[str, Any], base: str | None
 ) -> tuple[TrainOptions, FitReport]:
-    options = _options(project, given, base)
+    options = fit_options(project, given, base)
     return options, run_options(options)
 
 
@@ -114,7 +114,8 @@ def _resumed(
         return options, run(project, watch)
 
 
-def _options(project: Path, given: dict[str, Any], base: str | None) -> TrainOptions:
+def fit_options(project: Path, given: dict[str, Any], base: str | None) -> TrainOptions:
+    """The run that the given options and train.toml ask for; base None: the project's."""
     from modularbase.training.options import TrainOptions
 
     config = read_config(project)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from modularbase.training.curves import draw_curves
+from modularbase.training.distillation import objective_of
 from modularbase.training.interruption import interruptions
-from modularbase.training.objective import Objective
 from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
 from modularbase.training.preparation import prepare
@@ -64,7 +64,7 @@ class FitReport:
     figures: dict[str, float]
 
 
-_FIGURES = ("perplexity", "neutral_perplexity", "neutral_kl")
+_FIGURES = ("perplexity", "teacher_kl", "neutral_perplexity", "neutral_kl")
 
 Watch = Callable[[StepReport], None]
 
@@ -73,9 +73,7 @@ def no_watch(report: StepReport) -> None:
     """Takes reports and says nothing."""
 
 
-def fit(
-    options: TrainOptions, watch: Watch = no_watch, objective: Objective | None = None
-) -> FitReport:
+def fit(options: TrainOptions, watch: Watch = no_watch) -> FitReport:
     """Trains a project's pack.
 
     Ctrl-C or SIGTERM ends the run behind its current step, with a checkpoint from which `resume`
@@ -84,27 +82,27 @@ def fit(
     Args:
         options: What to do.
         watch: Called behind every step.
-        objective: What the domain's text teaches; None: the next token.
 
     Raises:
         InvalidRequestError: Options or text make no sense.
         PackFormatError: The project is not sound.
-        BaseLoadError: The base cannot be trained on.
+        BaseLoadError: The base cannot be trained on, or the teacher not be loaded.
+        TeacherError: The teacher has another vocabulary.
         TrainingError: The loss is not finite any more.
         KeyboardInterrupt: Somebody pressed Ctrl-C.
         SystemExit: Somebody sent SIGTERM; its code is 143.
     """
-    trainer, pack = prepare(options, objective)
-    return _run(RunFolder.create(options), options, trainer, pack, watch)
+    with objective_of(options) as objective:
+        trainer, pack = prepare(options, objective)
+        return _run(RunFolder.create(options), options, trainer, pack, watch)
 
 
-def resume(project: Path, watch: Watch = no_watch, objective: Objective | None = None) -> FitReport:
+def resume(project: Path, watch: Watch = no_watch) -> FitReport:
     """Goes on with a project's newest run, exactly as if it had not stopped.
 
     Args:
         project: Its folder.
         watch: Called behind every step.
-        objective: That of the run.
 
     Raises:
         InvalidRequestError: There is no run, or its text has changed.
@@ -112,12 +110,13 @@ def resume(project: Path, watch: Watch = no_watch, objective: Objective | None =
     """
     folder = RunFolder.latest(project)
     options = folder.options()
-    trainer, pack = prepare(options, objective)
-    state = folder.load()
-    if state is not None:
-        trainer.restore(state)
-    folder.forget_after(trainer.step if state is not None else -1)
-    return _run(folder, options, trainer, pack, watch)
+    with objective_of(options) as objective:
+        trainer, pack = prepare(options, objective)
+        state = folder.load()
+        if state is not None:
+            trainer.restore(state)
+        folder.forget_after(trainer.step if state is not None else -1)
+        return _run(folder, options, trainer, pack, watch)
 
 
 def _run(
@@ -169,7 +168,7 @@ def _report(
         best_step=trainer.best[1],
         n_tokens=trainer.n_tokens,
         stopped_early=trainer.step < options.steps,
-        base=_figures(base, "perplexity", "neutral_perplexity"),
+        base=_figures(base, *_FIGURES[:-1]),
         start=_figures(measured[0], *_FIGURES),
         figures=_figures(best, *_FIGURES),
     )

@@ -47,6 +47,10 @@ class TrainOptions:
         data: Files or folders of the domain; none: the project's data/train.jsonl.
         heldout: Files or folders that are only measured on; none: drawn from `data`.
         neutral: Files or folders of any other text, on which the pack is held to the base.
+        teacher: GGUF file of a larger model with the base's vocabulary, which says how likely every
+            next token of the domain is; None: the text alone teaches.
+        teacher_weight: Of the teacher, 0 to 1; the text has the rest.
+        teacher_temperature: What softens both distributions; above 1, unlikely tokens count more.
         steps: Steps of the optimiser.
         block_tokens: Tokens of a sequence.
         batch_blocks: Sequences of a step, neutral ones included.
@@ -80,6 +84,9 @@ class TrainOptions:
     data: tuple[Path, ...] = ()
     heldout: tuple[Path, ...] = ()
     neutral: tuple[Path, ...] = ()
+    teacher: Path | None = None
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 2.0
     steps: int = 1000
     block_tokens: int = 256
     batch_blocks: int = 16
@@ -119,7 +126,9 @@ class TrainOptions:
         for name in ("kl_weight", "balance_weight", "z_weight", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InvalidRequestError(name, "0 or more", str(getattr(self, name)))
-        for name in ("learning_rate", "clip_norm"):
+        if not 0 <= self.teacher_weight <= 1:
+            raise InvalidRequestError("teacher_weight", "0 to 1", str(self.teacher_weight))
+        for name in ("learning_rate", "clip_norm", "teacher_temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidRequestError(name, "more than 0", str(getattr(self, name)))
         for name in ("neutral_share", "heldout_share"):
@@ -161,6 +170,7 @@ class TrainOptions:
             self,
             project=project,
             parent=self.parent and moved(self.parent),
+            teacher=self.teacher and moved(self.teacher),
             data=tuple(map(moved, self.data)),
             heldout=tuple(map(moved, self.heldout)),
             neutral=tuple(map(moved, self.neutral)),

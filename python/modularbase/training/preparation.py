@@ -39,12 +39,12 @@ from modularbase.training.trainer import Trainer, make_autocast
 from modularbase.training.twin import Twin
 
 
-def prepare(options: TrainOptions, objective: Objective | None) -> tuple[Trainer, PackModule]:
+def prepare(options: TrainOptions, objective: Objective) -> tuple[Trainer, PackModule]:
     """Reads base, text and weights; the trainer is at step 0.
 
     Args:
         options: The run's.
-        objective: What the domain's text teaches; None: the next token.
+        objective: What the domain's text teaches.
 
     Raises:
         InvalidRequestError: Options or text make no sense.
@@ -68,7 +68,7 @@ def prepare(options: TrainOptions, objective: Objective | None) -> tuple[Trainer
     if options.parent:
         _begin_with(pack, options.parent)
     twin = Twin(base.to(options.device), pack.to(options.device))
-    heldout = HeldOut(twin, domain.heldout, neutral.heldout, make_autocast(options))
+    heldout = HeldOut(twin, domain.heldout, neutral.heldout, make_autocast(options), objective)
     mixture = Mixture(
         domain.train,
         neutral.train,

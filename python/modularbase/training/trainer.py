@@ -17,7 +17,7 @@ from modularbase.errors import InvalidRequestError, TrainingError
 from modularbase.training.data import Batch, Mixture
 from modularbase.training.evaluation import HeldOut, Measurement
 from modularbase.training.losses import kl_to_base
-from modularbase.training.objective import NextToken, Objective, before_last
+from modularbase.training.objective import Objective, before_last
 from modularbase.training.optimiser import freeze_parts, make_optimiser, rate_factor, set_rates
 from modularbase.training.options import TrainOptions
 from modularbase.training.rounding import Rounding
@@ -60,7 +60,7 @@ class Trainer:
         options: TrainOptions,
         digest: str,
         rounding: Rounding,
-        objective: Objective | None = None,
+        objective: Objective,
     ) -> None:
         """Starts at step 0.
 
@@ -71,11 +71,10 @@ class Trainer:
             options: The run's.
             digest: Of all text, so that a run does not go on with another.
             rounding: Of the last steps.
-            objective: What the domain's text teaches; None: the next token.
+            objective: What the domain's text teaches.
         """
         self._twin, self._mixture, self._heldout, self._options = twin, mixture, heldout, options
-        self._digest, self._objective = digest, objective or NextToken()
-        self._rounding = rounding
+        self._digest, self._objective, self._rounding = digest, objective, rounding
         self._autocast = make_autocast(options)
         freeze_parts(twin.pack, options.rates)
         self._optimiser = make_optimiser(twin.pack, options)
