@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from modularbase.training.curves import draw_curves
+from modularbase.training.engine_states import StateReport, StateWatch
 from modularbase.training.objective import Objective
 from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
@@ -76,8 +77,15 @@ def no_watch(report: StepReport) -> None:
     """Takes reports and says nothing."""
 
 
+def no_state_watch(report: StateReport) -> None:
+    """Takes reports and says nothing."""
+
+
 def fit(
-    options: TrainOptions, watch: Watch = no_watch, objective: Objective | None = None
+    options: TrainOptions,
+    watch: Watch = no_watch,
+    objective: Objective | None = None,
+    state_watch: StateWatch = no_state_watch,
 ) -> FitReport:
     """Trains a project's pack.
 
@@ -87,25 +95,32 @@ def fit(
         options: What to do.
         watch: Called behind every step.
         objective: What the domain's text teaches; None: the next token.
+        state_watch: Called for every block that an engine computes, before the first step.
 
     Raises:
         InvalidRequestError: Options or text make no sense.
         PackFormatError: The project is not sound.
         BaseLoadError: The base cannot be trained on.
-        TrainingError: The loss is not finite any more.
+        TrainingError: The loss is not finite any more, or the engine process failed.
         KeyboardInterrupt: Somebody pressed Ctrl-C.
     """
-    trainer, pack = prepare(options, objective)
+    trainer, pack = prepare(options, objective, state_watch)
     return _run(RunFolder.create(options), options, trainer, pack, watch)
 
 
-def resume(project: Path, watch: Watch = no_watch, objective: Objective | None = None) -> FitReport:
+def resume(
+    project: Path,
+    watch: Watch = no_watch,
+    objective: Objective | None = None,
+    state_watch: StateWatch = no_state_watch,
+) -> FitReport:
     """Goes on with a project's newest run, exactly as if it had not stopped.
 
     Args:
         project: Its folder.
         watch: Called behind every step.
         objective: That of the run.
+        state_watch: As in `fit`.
 
     Raises:
         InvalidRequestError: There is no run, or its text has changed.
@@ -113,7 +128,7 @@ def resume(project: Path, watch: Watch = no_watch, objective: Objective | None =
     """
     folder = RunFolder.latest(project)
     options = folder.options()
-    trainer, pack = prepare(options, objective)
+    trainer, pack = prepare(options, objective, state_watch)
     state = folder.load()
     if state is not None:
         trainer.restore(state)
