@@ -88,13 +88,10 @@ def training_bars() -> Iterator[tuple[Watch, StateWatch]]:
         def show_states(report: StateReport) -> None:
             if report.notice:
                 err.print(report.notice, markup=False)
-            progress.update(
-                engine,
-                visible=True,
-                total=report.n_blocks,
-                completed=report.n_done,
-                description=f"{report.n_bytes / 1e6:.0f} MB in {report.folder}",
-            )
+            if not progress.tasks[engine].visible:
+                place = f"states: {report.n_bytes / 1e6:.0f} MB in {report.folder}"
+                err.print(place, markup=False, soft_wrap=True)
+            progress.update(engine, visible=True, total=report.n_blocks, completed=report.n_done)
 
         def show(report: StepReport) -> None:
             parts = [f"held-out {report.heldout_loss:.3f}"]
