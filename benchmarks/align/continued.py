@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 from benchmarks.align.checkpoint import save_checkpoint
 from benchmarks.align.settings import AlignSettings, Say
 from modularbase.bases.import_checkpoint import ImportOptions, write_base
-from modularbase.bases.tokenizer import Tokenizer
 from modularbase.engine import read_metadata
 from modularbase.errors import TrainingError
 from modularbase.training.base_model import load_base
 from modularbase.training.data import Mixture, TokenBlocks, pack_blocks
+from modularbase.training.encoding import Encoder
 from modularbase.training.optimiser import rate_factor, set_rates
 from modularbase.training.options import TrainOptions
 from modularbase.training.texts import read_documents
@@ -73,9 +73,9 @@ def _train(model: torch.nn.Module, settings: AlignSettings, say: Say) -> None:
 
 
 def _mixture(settings: AlignSettings) -> Mixture:
-    tokenizer = Tokenizer.from_metadata(read_metadata(settings.base))
+    encoder = Encoder(read_metadata(settings.base))
     texts = read_documents([settings.text("neutral", "train")])
-    blocks = pack_blocks(texts, tokenizer, settings.block_tokens)
+    blocks = pack_blocks(texts, encoder, settings.block_tokens)
     nothing = TokenBlocks.of(np.zeros((0, settings.block_tokens), np.int64))
     n_blocks = settings.batch_blocks
     return Mixture(blocks, nothing, n_domain=n_blocks, n_neutral=0, seed=settings.seed)

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.align.settings import AlignSettings, Say
-from modularbase.bases.tokenizer import Tokenizer
 from modularbase.engine import read_metadata
 from modularbase.packs.pack_file import read_pack
 from modularbase.packs.scaffold import default_sites
 from modularbase.packs.weights import PackGeometry
 from modularbase.training.base_model import load_base
 from modularbase.training.data import TokenBlocks, pack_blocks
+from modularbase.training.encoding import Encoder
 from modularbase.training.evaluation import HeldOut
+from modularbase.training.objective import NextToken
 from modularbase.training.pack_module import PackModule
+from modularbase.training.states import TorchStates
 from modularbase.training.texts import read_documents
 from modularbase.training.twin import Twin
 
@@ -59,14 +61,15 @@ class Scale:
         """
         self._settings, self._say = settings, say
         self._model = load_base(base).to(settings.device)
-        self._tokenizer = Tokenizer.from_metadata(read_metadata(base))
+        self._encoder = Encoder(read_metadata(base))
         self._domain, self._neutral = map(self._blocks, (settings.domain, "neutral"))
 
     def row(self, name: str, trained: TrainedPack | None) -> Row:
         """Measures a pack as it is shipped, rounded experts and all; without one, the base."""
         pack = self._identity() if trained is None else _read(trained.path)
         twin = Twin(self._model, pack.to(self._settings.device))
-        heldout = HeldOut(twin, self._domain, self._neutral, nullcontext)
+        states = TorchStates(twin, nullcontext)
+        heldout = HeldOut(twin, self._domain, self._neutral, states, nullcontext, NextToken())
         found = heldout.measure(with_pack=trained is not None)
         assert found.neutral_loss is not None
         self._say(f"{name}: loss {found.loss:.4f}, neutral {found.neutral_loss:.4f}")
@@ -75,7 +78,7 @@ class Scale:
 
     def _blocks(self, name: str) -> TokenBlocks:
         documents = read_documents([self._settings.text(name, "test")])
-        blocks = pack_blocks(documents, self._tokenizer, self._settings.block_tokens)
+        blocks = pack_blocks(documents, self._encoder, self._settings.block_tokens)
         return blocks[: self._settings.measured_blocks]
 
     def _identity(self) -> PackModule:

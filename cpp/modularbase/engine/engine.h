@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "modularbase/engine/activation_tap.h"
 #include "modularbase/engine/model_runner.h"
 #include "modularbase/engine/pack_admission.h"
 #include "modularbase/engine/scheduler.h"
@@ -30,6 +31,12 @@ class Engine {
   void close();
   /// Forgets all remembered prefixes before the next step.
   void forget_prefixes();
+
+  /// From the next step on, every row that enters a layer is put into a ring, until the tap or the
+  /// engine is closed. One at a time.
+  /// \throws InvalidRequestError for the options, or when there is one; ChannelError for the ring;
+  /// CancelledError when the engine is closed.
+  std::shared_ptr<ActivationTap> tap(const TapOptions& options);
 
   /// \throws InvalidRequestError when the engine was loaded without a budget for packs.
   PackResidency& packs();
@@ -56,6 +63,7 @@ class Engine {
   void settle();
   void add_conflicts();
   void publish_stats();
+  int tap_layer(const TapOptions& options) const;
 
   /// How a request ended: with a reason, or with an error.
   struct Ending {
@@ -78,6 +86,7 @@ class Engine {
   StepPlan plan_;
   std::vector<GeneratedToken> new_tokens_;
   std::vector<Ending> endings_;
+  std::shared_ptr<ActivationTap> tapped_;  // the engine thread's hold on tap_; null: no tap
   std::int64_t n_steps_ = 0;
   std::int64_t n_rows_ = 0;
   std::int64_t n_mid_rows_ = 0;
@@ -88,6 +97,8 @@ class Engine {
   bool stopping_ = false;
   bool packs_changed_ = false;
   bool forget_prefixes_ = false;
+  std::shared_ptr<ActivationTap> tap_;  // the last one that was opened
+  std::uint64_t n_submitted_ = 0;
   EngineStats stats_;
 
   std::once_flag joined_;

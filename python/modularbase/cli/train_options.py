@@ -53,6 +53,16 @@ SaveEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints."
 Seed = Annotated[int | None, typer.Option(help="Of the weights and the order.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute: cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1)]
+FromEngine = Annotated[
+    bool,
+    typer.Option(
+        "--from-engine",
+        help="Let an engine in another process run the base's lower half, once a block.",
+    ),
+]
+StateCache = Annotated[
+    str | None, typer.Option(help="Most that its results may take on the disk, as 16GB.")
+]
 DataLicence = Annotated[str, typer.Option(help="Licence of the text, for the manifest.")]
 
 PackSource = Annotated[

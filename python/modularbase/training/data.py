@@ -197,11 +197,25 @@ class Mixture:
             self._draw(self._neutral, self._n_neutral, step, _NEUTRAL),
         )
 
+    def used(self, n_steps: int) -> Batch:
+        """The blocks of all steps before n_steps, each once."""
+        return Batch(
+            self._used(self._domain, n_steps * self._n_domain, _DOMAIN),
+            self._used(self._neutral, n_steps * self._n_neutral, _NEUTRAL),
+        )
+
+    def _used(self, blocks: TokenBlocks, n: int, stream: int) -> TokenBlocks:
+        if n >= len(blocks):
+            return blocks
+        return blocks[np.sort(self._order(len(blocks), stream, 0)[:n])]
+
+    def _order(self, n_blocks: int, stream: int, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self._seed, stream, epoch]).permutation(n_blocks)
+
     def _draw(self, blocks: TokenBlocks, n: int, step: int, stream: int) -> TokenBlocks:
         """Walks through the blocks, each pass in an order of its own."""
         chosen = []
         for position in range(step * n, (step + 1) * n):
             epoch, place = divmod(position, len(blocks))
-            order = np.random.default_rng([self._seed, stream, epoch]).permutation(len(blocks))
-            chosen.append(order[place])
+            chosen.append(self._order(len(blocks), stream, epoch)[place])
         return blocks[np.asarray(chosen, np.int64)]

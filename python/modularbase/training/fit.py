@@ -9,6 +9,7 @@ from typing import Any
 
 from modularbase.training.curves import draw_curves
 from modularbase.training.distillation import objective_of
+from modularbase.training.engine_states import StateReport, StateWatch
 from modularbase.training.interruption import interruptions
 from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
@@ -73,7 +74,13 @@ def no_watch(report: StepReport) -> None:
     """Takes reports and says nothing."""
 
 
-def fit(options: TrainOptions, watch: Watch = no_watch) -> FitReport:
+def no_state_watch(report: StateReport) -> None:
+    """Takes reports and says nothing."""
+
+
+def fit(
+    options: TrainOptions, watch: Watch = no_watch, state_watch: StateWatch = no_state_watch
+) -> FitReport:
     """Trains a project's pack.
 
     Ctrl-C or SIGTERM ends the run behind its current step, with a checkpoint from which `resume`
@@ -82,27 +89,31 @@ def fit(options: TrainOptions, watch: Watch = no_watch) -> FitReport:
     Args:
         options: What to do.
         watch: Called behind every step.
+        state_watch: Called for every block that an engine computes, before the first step.
 
     Raises:
         InvalidRequestError: Options or text make no sense.
         PackFormatError: The project is not sound.
         BaseLoadError: The base cannot be trained on, or the teacher not be loaded.
         TeacherError: The teacher has another vocabulary.
-        TrainingError: The loss is not finite any more.
+        TrainingError: The loss is not finite any more, or the engine process failed.
         KeyboardInterrupt: Somebody pressed Ctrl-C.
         SystemExit: Somebody sent SIGTERM; its code is 143.
     """
     with objective_of(options) as objective:
-        trainer, pack = prepare(options, objective)
+        trainer, pack = prepare(options, objective, state_watch)
         return _run(RunFolder.create(options), options, trainer, pack, watch)
 
 
-def resume(project: Path, watch: Watch = no_watch) -> FitReport:
+def resume(
+    project: Path, watch: Watch = no_watch, state_watch: StateWatch = no_state_watch
+) -> FitReport:
     """Goes on with a project's newest run, exactly as if it had not stopped.
 
     Args:
         project: Its folder.
         watch: Called behind every step.
+        state_watch: As in `fit`.
 
     Raises:
         InvalidRequestError: There is no run, or its text has changed.
@@ -111,7 +122,7 @@ def resume(project: Path, watch: Watch = no_watch) -> FitReport:
     folder = RunFolder.latest(project)
     options = folder.options()
     with objective_of(options) as objective:
-        trainer, pack = prepare(options, objective)
+        trainer, pack = prepare(options, objective, state_watch)
         state = folder.load()
         if state is not None:
             trainer.restore(state)

@@ -76,6 +76,9 @@ class TrainOptions:
         seed: Of the weights and of the order of the data.
         device: Where to compute, as PyTorch names it.
         n_threads: Threads of PyTorch; 0: as it is set.
+        from_engine: Whether the base's states that do not depend on the pack come from an engine
+            in another process, and are kept on the disk.
+        state_cache_bytes: Most that those may take there, of all runs together.
     """
 
     project: Path
@@ -110,6 +113,8 @@ class TrainOptions:
     seed: int = 0
     device: str = "cpu"
     n_threads: int = 0
+    from_engine: bool = False
+    state_cache_bytes: int = 16 << 30
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense."""
@@ -119,6 +124,7 @@ class TrainOptions:
             **dict.fromkeys(("warmup_steps", "patience", "seed", "n_threads"), 0),
             "qat_steps": 0,
             "block_tokens": 2,
+            "state_cache_bytes": 1,
         }
         for name, low in least.items():
             if getattr(self, name) < low:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from modularbase.bases.identity import BaseIdentity
 from modularbase.engine import read_metadata
 from modularbase.errors import InvalidRequestError, PackFormatError
 from modularbase.packs.pack_file import read_pack
@@ -19,6 +20,7 @@ from modularbase.packs.project import (
     read_manifest,
 )
 from modularbase.packs.weights import PackGeometry
+from modularbase.storage.disk import data_folder
 from modularbase.training.base_model import load_base
 from modularbase.training.data import (
     Corpus,
@@ -29,28 +31,41 @@ from modularbase.training.data import (
     split_blocks,
 )
 from modularbase.training.encoding import Encoder
+from modularbase.training.engine_states import StateJob, StateWatch, channel_name, fill_cache
 from modularbase.training.evaluation import HeldOut
 from modularbase.training.objective import Objective
 from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
 from modularbase.training.rounding import Rounding
+from modularbase.training.state_cache import BlockIds, StateCache
+from modularbase.training.states import (
+    CachedStates,
+    StateSource,
+    TorchStates,
+    entering_kind,
+    final_kind,
+)
 from modularbase.training.texts import read_documents
 from modularbase.training.trainer import Trainer, make_autocast
 from modularbase.training.twin import Twin
 
 
-def prepare(options: TrainOptions, objective: Objective) -> tuple[Trainer, PackModule]:
+def prepare(
+    options: TrainOptions, objective: Objective, state_watch: StateWatch
+) -> tuple[Trainer, PackModule]:
     """Reads base, text and weights; the trainer is at step 0.
 
     Args:
         options: The run's.
         objective: What the domain's text teaches.
+        state_watch: Called for every block that an engine computes.
 
     Raises:
         InvalidRequestError: Options or text make no sense.
         PackFormatError: The project or the parent is not sound, or they differ.
         ChatTemplateError: There are prompts, and the base has no template for them.
         BaseLoadError: The base cannot be trained on.
+        TrainingError: The engine process failed, or the cache of states is too small.
     """
     if options.n_threads:
         torch.set_num_threads(options.n_threads)
@@ -68,7 +83,6 @@ def prepare(options: TrainOptions, objective: Objective) -> tuple[Trainer, PackM
     if options.parent:
         _begin_with(pack, options.parent)
     twin = Twin(base.to(options.device), pack.to(options.device))
-    heldout = HeldOut(twin, domain.heldout, neutral.heldout, make_autocast(options), objective)
     mixture = Mixture(
         domain.train,
         neutral.train,
@@ -76,10 +90,48 @@ def prepare(options: TrainOptions, objective: Objective) -> tuple[Trainer, PackM
         n_neutral=options.n_neutral,
         seed=options.seed,
     )
+    used = mixture.used(options.steps)
+    states = _states(
+        options,
+        twin,
+        np.concatenate([used.domain.ids, domain.heldout.ids]),
+        np.concatenate([used.neutral.ids, neutral.heldout.ids]),
+        state_watch,
+    )
+    heldout = HeldOut(
+        twin, domain.heldout, neutral.heldout, states, make_autocast(options), objective
+    )
     digest = f"{domain.digest()} {neutral.digest()}"
     types = read_manifest(options.project).quantisation
     rounding = Rounding(pack, types, has_parent=options.parent is not None)
-    return Trainer(twin, mixture, heldout, options, digest, rounding, objective), pack
+    return Trainer(twin, mixture, heldout, states, options, digest, rounding, objective), pack
+
+
+def _states(
+    options: TrainOptions,
+    twin: Twin,
+    domain: BlockIds,
+    neutral: BlockIds,
+    state_watch: StateWatch,
+) -> StateSource:
+    """Those of all blocks of a run."""
+    autocast = make_autocast(options)
+    if not options.from_engine:
+        return TorchStates(twin, autocast)
+    identity = BaseIdentity(options.base, read_metadata(options.base))
+    cache = StateCache(data_folder() / "states", identity.digest, twin.head.shape[1])
+    every = np.concatenate([domain, neutral])
+    kinds = {entering_kind(twin.first_site): every, final_kind(twin, autocast): neutral}
+    cache.make_room(kinds, options.state_cache_bytes)
+    job = StateJob(
+        base=options.base,
+        layer=twin.first_site,
+        blocks=every,
+        n_threads=options.n_threads,
+        channel=channel_name(options.project),
+    )
+    fill_cache(cache, job, state_watch)
+    return CachedStates(cache, twin, autocast)
 
 
 def _domain(options: TrainOptions, encoder: Encoder) -> Corpus:

@@ -21,6 +21,7 @@ from modularbase.training.objective import Objective, before_last
 from modularbase.training.optimiser import freeze_parts, make_optimiser, rate_factor, set_rates
 from modularbase.training.options import TrainOptions
 from modularbase.training.rounding import Rounding
+from modularbase.training.states import StateSource
 from modularbase.training.twin import Twin
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -57,6 +58,7 @@ class Trainer:
         twin: Twin,
         mixture: Mixture,
         heldout: HeldOut,
+        states: StateSource,
         options: TrainOptions,
         digest: str,
         rounding: Rounding,
@@ -68,13 +70,15 @@ class Trainer:
             twin: Base and pack, on the options' device.
             mixture: What is trained on.
             heldout: What is measured on.
+            states: The base's, of all blocks of the mixture.
             options: The run's.
             digest: Of all text, so that a run does not go on with another.
             rounding: Of the last steps.
             objective: What the domain's text teaches.
         """
         self._twin, self._mixture, self._heldout, self._options = twin, mixture, heldout, options
-        self._digest, self._objective, self._rounding = digest, objective, rounding
+        self._states, self._digest = states, digest
+        self._objective, self._rounding = objective, rounding
         self._autocast = make_autocast(options)
         freeze_parts(twin.pack, options.rates)
         self._optimiser = make_optimiser(twin.pack, options)
@@ -159,21 +163,19 @@ class Trainer:
     def _backward(self, piece: Batch, whole: Batch) -> dict[str, float]:
         """Adds a piece's part of the step's gradient; returns its part of the step's losses."""
         options, twin = self._options, self._twin
-        device = twin.head.device
         n_domain = len(piece.domain)
-        ids = torch.from_numpy(np.concatenate([piece.domain.ids, piece.neutral.ids])).to(device)
+        hidden = self._states.entering(np.concatenate([piece.domain.ids, piece.neutral.ids]))
         with self._autocast():
-            hidden = twin.enter(ids)
             output = twin.forward_from(hidden)
             final = output.final[:n_domain]
             loss = self._objective.loss(final, twin.head, piece.domain) / whole.domain.n_learnt
             kl = torch.zeros_like(loss)
-            if len(ids) > n_domain:
-                plain = twin.forward_from(hidden[n_domain:], with_pack=False).final
+            if len(piece.neutral):
+                plain = self._states.final(piece.neutral.ids, hidden[n_domain:])
                 final = before_last(output.final[n_domain:])
                 kl = kl_to_base(final, twin.head, before_last(plain))
                 kl = kl / (whole.neutral.n_tokens - len(whole.neutral))
-        share = ids.numel() / whole.n_tokens
+        share = piece.n_tokens / whole.n_tokens
         balance, z_loss = output.balance * share, output.z_loss * share
         total = loss + options.kl_weight * kl
         total = total + options.balance_weight * balance + options.z_weight * z_loss

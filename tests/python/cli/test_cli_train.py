@@ -65,6 +65,16 @@ def test_a_run_without_neutral_text_says_so(cli: Cli, project: Path) -> None:
     assert "neutral_kl" not in json.loads(shown.out)["pack"]
 
 
+def test_an_engine_may_run_the_lower_half(cli: Cli, project: Path) -> None:
+    shown = cli(*arguments(project), "--from-engine", "--threads", 1, "--json")
+    assert shown.code == 0, shown.err
+    assert "engine" in shown.err and "home/states/" in shown.err
+    facts = json.loads(shown.out)
+    assert RunFolder(Path(facts["run"])).options().from_engine
+    small = cli(*arguments(project), "--from-engine", "--state-cache", "1kB")
+    assert small.code == 1 and "the limit is 1000" in small.err
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_resumed(
     number: int, code: int, cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch

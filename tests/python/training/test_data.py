@@ -138,6 +138,18 @@ def test_the_order_depends_on_seed_and_step_alone() -> None:
     assert sorted(batch[3] for batch in whole[:4]) == [100, 101, 102, 103]
 
 
+@pytest.mark.parametrize("n_steps", [1, 3, 4, 9])
+def test_what_a_run_uses_is_what_its_steps_draw(n_steps: int) -> None:
+    blocks = TokenBlocks.of(np.arange(10, dtype=np.int64)[:, None])
+    neutral = TokenBlocks.of(100 + np.arange(4, dtype=np.int64)[:, None])
+    mixture = Mixture(blocks, neutral, n_domain=3, n_neutral=1, seed=1)
+    batches = [mixture.batch(step) for step in range(n_steps)]
+    used = mixture.used(n_steps)
+    for kind in ("domain", "neutral"):
+        drawn = {int(i) for batch in batches for i in getattr(batch, kind).ids[:, 0]}
+        assert getattr(used, kind).ids[:, 0].tolist() == sorted(drawn)
+
+
 def test_pieces_cover_a_step() -> None:
     blocks = column(range(10))
     batch = Mixture(blocks, column(range(100, 110)), n_domain=5, n_neutral=2, seed=0).batch(0)

@@ -14,7 +14,7 @@ from modularbase.packs.manifest import ExpertType, Quantisation
 from modularbase.packs.pack_file import read_pack, rounded
 from modularbase.packs.project import read_manifest
 from modularbase.training.export import export_pack
-from modularbase.training.fit import FitReport, fit, resume
+from modularbase.training.fit import FitReport, fit, no_state_watch, resume
 from modularbase.training.objective import NextToken
 from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
@@ -44,7 +44,7 @@ def shipped(options: TrainOptions, pack: PackModule, folder: Path, experts: Expe
     """Held-out perplexity of a pack file, by the twin."""
     path = folder / f"{experts}.gguf"
     export_pack(path, pack, read_manifest(options.project), experts=experts)
-    trainer, fresh = prepare(replace(options, qat_steps=0), NextToken())
+    trainer, fresh = prepare(replace(options, qat_steps=0), NextToken(), no_state_watch)
     fresh.load_arrays(read_pack(path).tensors)
     return trainer.measure().figures()["perplexity"]
 
