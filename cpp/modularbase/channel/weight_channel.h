@@ -65,6 +65,8 @@ class WeightReader {
   std::size_t payload_bytes() const { return fixed_.payload_bytes; }
   /// Whether the writer may still publish.
   bool is_live() const { return segment_->is_live(); }
+  /// Whether the writer has said that it will not; one that was killed has not.
+  bool is_closed() const { return segment_->state() == State::kClosed; }
   /// The newest that is published; 0 before the first. \throws ChannelError when shrunken.
   std::uint64_t generation() const;
   /// Waits for a generation newer than that, at most so long; earlier where the writer ends.

@@ -25,13 +25,6 @@ constexpr std::array<NamedType, 6> kTypes{{{"f32", GGML_TYPE_F32},
                                            {"q4_0", GGML_TYPE_Q4_0},
                                            {"q4_k", GGML_TYPE_Q4_K}}};
 
-ggml_type type_named(std::string_view name) {
-  for (const NamedType& known : kTypes) {
-    if (known.name == name) return known.type;
-  }
-  throw InvalidRequestError("type", "f32, f16, bf16, q8_0, q4_0 or q4_k", name);
-}
-
 /// Whole blocks of a type as floats.
 std::vector<float> widen(ggml_type type, std::span<const std::byte> bytes) {
   const auto n_block = static_cast<std::size_t>(ggml_blck_size(type));
@@ -51,9 +44,16 @@ std::vector<float> widen(ggml_type type, std::span<const std::byte> bytes) {
 
 }  // namespace
 
+ggml_type weight_type(std::string_view name) {
+  for (const NamedType& known : kTypes) {
+    if (known.name == name) return known.type;
+  }
+  throw InvalidRequestError("type", "f32, f16, bf16, q8_0, q4_0 or q4_k", name);
+}
+
 std::vector<std::byte> quantize(std::span<const float> values, std::int64_t n_per_row,
                                 std::string_view type_name) {
-  const ggml_type type = type_named(type_name);
+  const ggml_type type = weight_type(type_name);
   const std::int64_t n_block = ggml_blck_size(type);
   if (n_per_row <= 0 || n_per_row % n_block != 0) {
     throw InvalidRequestError("row", "a multiple of " + std::to_string(n_block) + " numbers",
@@ -71,7 +71,7 @@ std::vector<std::byte> quantize(std::span<const float> values, std::int64_t n_pe
   std::vector<std::byte> bytes(ggml_row_size(type, n_per_row) * static_cast<std::size_t>(n_rows));
   if (bytes.empty()) return bytes;
   ggml_quantize_chunk(type, values.data(), bytes.data(), 0, n_rows, n_per_row, nullptr);
-  if (!ggml_validate_row_data(type, bytes.data(), bytes.size())) {
+  if (!all_finite(type, bytes)) {
     throw InvalidRequestError("values", "numbers that fit " + std::string(type_name),
                               "one too large");
   }
@@ -79,13 +79,35 @@ std::vector<std::byte> quantize(std::span<const float> values, std::int64_t n_pe
 }
 
 std::vector<float> dequantize(std::span<const std::byte> bytes, std::string_view type_name) {
-  const ggml_type type = type_named(type_name);
+  const ggml_type type = weight_type(type_name);
   const std::size_t block_bytes = ggml_type_size(type);
   if (bytes.size() % block_bytes != 0) {
     throw InvalidRequestError("bytes", "a multiple of " + std::to_string(block_bytes),
                               std::to_string(bytes.size()));
   }
   return widen(type, bytes);
+}
+
+bool convert_rows(ggml_type from, std::span<const std::byte> rows, ggml_type to,
+                  std::span<std::byte> out, std::int64_t n_per_row) {
+  if (!all_finite(from, rows)) return false;
+  if (from == to) {
+    std::copy(rows.begin(), rows.end(), out.begin());
+    return true;
+  }
+  std::vector<float> wide;
+  const auto* values = reinterpret_cast<const float*>(rows.data());
+  if (from != GGML_TYPE_F32) {
+    wide = widen(from, rows);
+    values = wide.data();
+  }
+  const auto n_rows = static_cast<std::int64_t>(rows.size() / ggml_row_size(from, n_per_row));
+  ggml_quantize_chunk(to, values, out.data(), 0, n_rows, n_per_row, nullptr);
+  return all_finite(to, out);
+}
+
+bool all_finite(ggml_type type, std::span<const std::byte> bytes) {
+  return ggml_validate_row_data(type, bytes.data(), bytes.size());
 }
 
 std::vector<float> read_floats(const GgufFile& file, const std::string& name) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <random>
 
+#include "modularbase/packs/file_pack.h"
 #include "tools/temp_file.h"
 #include "tools/tiny_pack.h"
 
@@ -28,7 +29,7 @@ class SiteTest {
       TinyPack pack = shape;
       pack.seed = static_cast<std::uint32_t>(slot);
       const testing::TempFile file(tiny_pack_file(pack).image());
-      pool_.write(slot, Pack(file.path(), "", "tiny", {kEmbd, 4}));
+      pool_.write(slot, *FilePack::open(file.path(), "", "tiny", {kEmbd, 4}));
     }
   }
 
