@@ -76,6 +76,7 @@ void bind_engine(py::module_& module) {
            py::arg("options"), release_gil)
       .def("submit", &Engine::submit, py::arg("spec"), release_gil)
       .def("packs", &Engine::packs, py::return_value_policy::reference_internal)
+      .def("switch_packs", &Engine::switch_packs, py::arg("name"), py::arg("to"), release_gil)
       .def("forget_prefixes", &Engine::forget_prefixes, release_gil)
       .def("info", &Engine::info)
       .def("stats", &Engine::stats, release_gil)
