@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import (
     ablation,
+    channel,
     decode_batch,
     decode_depth,
     load,
@@ -43,6 +44,7 @@ MODULES = (
     packs_experts,
     packs_residency,
     packs_peer,
+    channel,
 )
 SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in MODULES}
 DEFAULT_ROUNDS = 5
