@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import (
     ablation,
+    channel,
     decode_batch,
     decode_depth,
     load,
@@ -44,6 +45,7 @@ MODULES = (
     packs_experts,
     packs_residency,
     packs_peer,
+    channel,
     train_speed,
 )
 SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in MODULES}

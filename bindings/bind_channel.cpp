@@ -86,6 +86,7 @@ void bind_weights(py::module_& module) {
       .def_property_readonly("json", &WeightReader::json)
       .def_property_readonly("payload_bytes", &WeightReader::payload_bytes)
       .def("is_live", &WeightReader::is_live)
+      .def("is_closed", &WeightReader::is_closed)
       .def("generation", &WeightReader::generation)
       .def(
           "wait",

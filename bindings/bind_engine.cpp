@@ -99,6 +99,7 @@ void bind_engine(py::module_& module) {
           py::arg("channel"), py::arg("layer"), py::arg("n_records"), py::arg("row_type"),
           release_gil)
       .def("packs", &Engine::packs, py::return_value_policy::reference_internal)
+      .def("switch_packs", &Engine::switch_packs, py::arg("name"), py::arg("to"), release_gil)
       .def("forget_prefixes", &Engine::forget_prefixes, release_gil)
       .def("info", &Engine::info)
       .def("stats", &Engine::stats, release_gil)

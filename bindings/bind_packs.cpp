@@ -1,7 +1,9 @@
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include "bindings.h"
-#include "modularbase/packs/residency.h"
+#include "modularbase/engine/pack_reader.h"
+#include "modularbase/io/quantize.h"
 
 namespace py = pybind11;
 
@@ -45,6 +47,38 @@ void bind_status(py::module_& module) {
       .def_readonly("counts", &ResidencyStatus::counts);
 }
 
+using Fields = py::typing::Dict<py::str, py::object>;
+
+std::unique_ptr<PackReader> make_reader(const channel::WeightReader& channel,
+                                        const PackResidency& packs, const std::string& name,
+                                        const Fields& geometry, float scale) {
+  const auto number = [&](const char* field) { return geometry[field].cast<std::int64_t>(); };
+  const auto type = [&](const char* field) {
+    return weight_type(geometry[field].cast<std::string>());
+  };
+  const PackGeometry shape{.n_embd = number("n_embd"),
+                           .d_inner = number("d_inner"),
+                           .d_ff = number("d_ff"),
+                           .n_expert = number("n_expert"),
+                           .n_expert_used = number("n_expert_used"),
+                           .sites = geometry["sites"].cast<std::vector<int>>(),
+                           .norm_eps = geometry["norm_eps"].cast<float>(),
+                           .adapter_type = type("adapter_type"),
+                           .expert_type = type("expert_type")};
+  return std::make_unique<PackReader>(channel, ChannelPack{name, shape, scale}, packs.base());
+}
+
+void bind_reader(py::module_& module) {
+  py::class_<PublishedPack>(module, "PublishedPack")
+      .def_readonly("number", &PublishedPack::number)
+      .def_readonly("id", &PublishedPack::id);
+  py::class_<PackReader>(module, "PackReader")
+      .def(py::init(&make_reader), py::arg("channel"), py::arg("packs"), py::arg("name"),
+           py::arg("geometry"), py::arg("scale"), py::keep_alive<1, 2>())
+      .def("read_into", &PackReader::read_into, py::arg("packs"),
+           py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 void bind_packs(py::module_& module) {
@@ -67,6 +101,7 @@ void bind_packs(py::module_& module) {
       .def("status", py::overload_cast<>(&PackResidency::status, py::const_), release_gil)
       .def("status_of", py::overload_cast<GenerationId>(&PackResidency::status, py::const_),
            py::arg("id"), release_gil);
+  bind_reader(module);
 }
 
 }  // namespace modularbase::bindings

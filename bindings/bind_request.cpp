@@ -60,10 +60,11 @@ void bind_specs(py::module_& module) {
       .def_readwrite("activation", &RequestSpec::activation)
       .def(
           "add_pack_choice",
-          [](RequestSpec& spec, const std::vector<std::pair<GenerationId, float>>& packs) {
+          [](RequestSpec& spec,
+             const std::vector<std::tuple<GenerationId, float, std::string>>& packs) {
             PackChoice choice;
-            for (const auto& [generation, weight] : packs) {
-              choice.packs.push_back({generation, weight});
+            for (const auto& [generation, weight, name] : packs) {
+              choice.packs.push_back({generation, weight, name});
             }
             spec.pack_choices.push_back(std::move(choice));
           },
@@ -97,6 +98,10 @@ void bind_results(py::module_& module) {
       .def_readonly("queue_us", &RequestTimings::queue_us)
       .def_readonly("prefill_us", &RequestTimings::prefill_us)
       .def_readonly("decode_us", &RequestTimings::decode_us);
+  py::class_<PackSwitch>(module, "PackSwitch")
+      .def_readonly("n_generated", &PackSwitch::n_generated)
+      .def_readonly("from_digest", &PackSwitch::from)
+      .def_readonly("to_digest", &PackSwitch::to);
   py::class_<RequestResult>(module, "RequestResult")
       .def_readonly("tokens", &RequestResult::tokens)
       .def_readonly("finish_reason", &RequestResult::finish_reason)
@@ -110,6 +115,7 @@ void bind_results(py::module_& module) {
       .def_readonly("n_accepted", &RequestResult::n_accepted)
       .def_readonly("pack_choice", &RequestResult::pack_choice)
       .def_readonly("pack_errors", &RequestResult::pack_errors)
+      .def_readonly("pack_switches", &RequestResult::pack_switches)
       .def_property_readonly("pack_conflict",
                              [](const RequestResult& r) { return to_array(r.pack_conflict); })
       .def_readonly("timings", &RequestResult::timings);

@@ -9,7 +9,7 @@ PYBIND11_MODULE(_core, module) {
   modularbase::bindings::bind_errors(module);
   modularbase::bindings::bind_io(module);
   modularbase::bindings::bind_request(module);
-  modularbase::bindings::bind_packs(module);
   modularbase::bindings::bind_channel(module);
+  modularbase::bindings::bind_packs(module);
   modularbase::bindings::bind_engine(module);
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from modularbase import _core
+from modularbase.attachment import Attachment, Published
 from modularbase.bases import install
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.identity import BaseIdentity
@@ -23,6 +24,8 @@ from modularbase.engine_packs import EnginePacks
 from modularbase.errors import CancelledError, InvalidRequestError
 from modularbase.generation import Generation
 from modularbase.pack_requests import PackPreparer, Predictor, PreparedPacks, parse_packs
+from modularbase.packs.channel_info import ChannelInfo
+from modularbase.packs.spec import bare_name
 from modularbase.request_specs import (
     assign,
     attributes,
@@ -39,6 +42,7 @@ from modularbase.types import (
     EngineOptions,
     FloatArray,
     Message,
+    OnPublish,
     Packs,
     Prompt,
     Result,
@@ -86,6 +90,7 @@ class Engine:
         self._metadata = metadata
         self._default_packs: tuple[str, ...] = ()
         self._predictor: Predictor | None = None
+        self._attachments: list[Attachment] = []
 
     @classmethod
     def load(
@@ -154,6 +159,8 @@ class Engine:
 
     def close(self) -> None:
         """Cancels what runs and frees the base; closing twice is fine."""
+        while self._attachments:
+            self._attachments.pop().detach()
         self._core.close()
 
     @cached_property
@@ -179,6 +186,39 @@ class Engine:
             InvalidRequestError: The engine was loaded with pack_budget 0.
         """
         return EnginePacks(self._core.packs(), self.base, read_metadata, self._probe)
+
+    def attach(
+        self, name: str, *, channel: str, on_publish: OnPublish = "new_requests"
+    ) -> Attachment:
+        """Lets a name follow what a trainer publishes (`modularbase.training.publish`).
+
+        Each generation is read, checked and loaded beside the requests that run, and the name then
+        points to it; one that cannot be used is kept in the attachment's `last_error`.
+
+        Args:
+            name: A pack's id, known or new.
+            channel: The channel's name; its writer must have made it.
+            on_publish: Who gets a new generation. "new_requests": those that come after it, and
+                requests that run keep what they began with. "live": those that run, too, from their
+                next step on (see `Result.pack_switches`).
+
+        Raises:
+            ChannelError: There is no such channel, or it holds no pack.
+            PackIncompatibleError: The pack is made for another base.
+            InvalidRequestError: No request could use the name, or there is no such policy.
+        """
+        core_packs, reader = self._core.packs(), _core.WeightReader(channel)
+
+        def open_reader(info: ChannelInfo) -> Callable[[], Published]:
+            packs = _core.PackReader(reader, core_packs, name, info.shape, info.scale)
+            return lambda: packs.read_into(core_packs)
+
+        attachment = Attachment(
+            name, reader, self.packs, open_reader, self._core.switch_packs, on_publish
+        )
+        self._attachments = [known for known in self._attachments if known.is_live]
+        self._attachments.append(attachment)
+        return attachment
 
     @cached_property
     def _preparer(self) -> PackPreparer:
@@ -360,7 +400,7 @@ class Engine:
         spec = self._hidden_spec(tokens, self.info["n_layer"] + 1, _core.Pooling.none)
         spec.n_rows_beside = _PROBE_ROWS
         if generation is not None:
-            spec.add_pack_choice([(generation, 1.0)])
+            spec.add_pack_choice([(generation, 1.0, "")])
         return self._finished(spec).hidden.reshape(len(tokens), -1)
 
     def _add_packs(
@@ -379,11 +419,11 @@ class Engine:
             raise InvalidRequestError("user", "a name, or ''", repr(request.user))
         prepared = self._preparer.prepare(request, timeout_s)
         for choice in prepared.choices:
-            pairs = [(generation.core_id, use.weight) for use, generation in choice.uses]
+            uses = [(g.core_id, use.weight, bare_name(use.pack)) for use, g in choice.uses]
             try:
-                spec.add_pack_choice(pairs)
+                spec.add_pack_choice(uses)
             except TypeError as error:
-                raise InvalidRequestError("packs weight", "a number", repr(pairs)) from error
+                raise InvalidRequestError("packs weight", "a number", repr(uses)) from error
         return prepared
 
     def _finished(self, spec: _core.RequestSpec) -> _core.RequestResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,7 +24,7 @@ from modularbase.errors import (
 from modularbase.packs.finder import FoundPack, PackFinder
 from modularbase.packs.generation_table import GenerationTable, Hold
 from modularbase.packs.manifest import Manifest, PackRequirement
-from modularbase.packs.probe import GENERIC_TOKENS, check_effect
+from modularbase.packs.probe import GENERIC_TOKENS, check_effect, check_finite
 from modularbase.packs.residency import Generation, Residency, pack_status
 from modularbase.packs.spec import parse_spec
 from modularbase.packs.store import PackStore
@@ -37,6 +38,19 @@ SwapMode = Literal["create", "upsert", "compare_and_swap"]
 
 Probe = Callable[[Sequence[int], int | None], FloatArray]
 """Final hidden states [n_tokens, n_embd] of token ids, with a generation or without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A generation that a name was pointed to.
+
+    Attributes:
+        generation: The generation.
+        is_identity: Whether it changes nothing.
+    """
+
+    generation: Generation
+    is_identity: bool
 
 
 class EnginePacks:
@@ -57,6 +71,7 @@ class EnginePacks:
     ) -> None:
         """Use `Engine.packs`."""
         self._core = core
+        self._base = base
         self._probe = probe
         self._finder = PackFinder(base, metadata_of, store or PackStore())
         self._table = GenerationTable(core)
@@ -217,6 +232,45 @@ class EnginePacks:
             self._core.preload(generation.core_id)
             return True
 
+    @property
+    def base(self) -> BaseIdentity:
+        """What packs must have been made for."""
+        return self._base
+
+    def publish(
+        self,
+        name: str,
+        read: Callable[[], tuple[int, FoundPack]],
+        *,
+        previous: Generation | None,
+        timeout_s: float = 60.0,
+    ) -> Publication:
+        """Points a name to a generation that does not come from a file.
+
+        Unlike a file, it may be the identity, as a pack is before its first training step.
+
+        Args:
+            name: The name to point.
+            read: As for `GenerationTable.adopt`.
+            previous: What the name was pointed to by the last publication; None for the first.
+            timeout_s: How long to wait for room.
+
+        Raises:
+            PackIncompatibleError: Somebody else has pointed the name elsewhere since.
+            ModularBaseError: It cannot be used; the name then points where it did.
+        """
+        mode: SwapMode = "upsert" if previous is None else "compare_and_swap"
+        check = _swap_check(name, mode, previous.digest if previous else None)
+        check(self.known(name))
+        with self._table.hold() as hold:
+            generation = self._table.adopt(read, hold)
+            self._make_resident(generation, time.monotonic() + timeout_s)
+            effect = self.measure_effect(generation, GENERIC_TOKENS)
+            check_finite(str(generation.path), effect)
+            self._table.set_probed(generation)
+            self._table.point(name, generation, check)
+            return Publication(generation, is_identity=not effect.any())
+
     def hold(self) -> Hold:
         """What `ready` and `find` need: it keeps generations from being retired by a swap."""
         return self._table.hold()
@@ -306,16 +360,19 @@ class EnginePacks:
                 self._table.add(dependency, generation)
 
     def _load(self, generation: Generation, deadline: float) -> None:
+        self._make_resident(generation, deadline)
+        with self._table.lock_of(generation.manifest.id):
+            if not self._table.is_probed(generation):
+                self._run_probe(generation)
+                self._table.set_probed(generation)
+
+    def _make_resident(self, generation: Generation, deadline: float) -> None:
         while not self._core.load(generation.core_id, _WAIT_MS):
             if time.monotonic() > deadline:
                 stats, raw = self.stats(), self._core.status_of(generation.core_id)
                 n_bytes: int = raw.n_bytes
                 reason = "no room came free in time"
                 raise BudgetExceededError(str(generation), n_bytes, stats.budget_bytes, reason)
-        with self._table.lock_of(generation.manifest.id):
-            if not self._table.is_probed(generation):
-                self._run_probe(generation)
-                self._table.set_probed(generation)
 
     def _run_probe(self, generation: Generation) -> None:
         stored = generation.probe

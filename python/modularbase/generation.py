@@ -14,6 +14,7 @@ from modularbase.types import (
     Fallback,
     FinishReason,
     FloatArray,
+    PackSwitch,
     Piece,
     Result,
     SamplingParams,
@@ -57,6 +58,15 @@ class _Reason(Protocol):
     def name(self) -> str: ...
 
 
+class _PackSwitch(Protocol):
+    @property
+    def n_generated(self) -> int: ...
+    @property
+    def from_digest(self) -> str: ...
+    @property
+    def to_digest(self) -> str: ...
+
+
 class RawResult(Protocol):
     """What the C++ engine knows of a finished request."""
 
@@ -91,6 +101,10 @@ class RawResult(Protocol):
     @property
     def pack_errors(self) -> Sequence[str]:
         """Why the choices before it could not be had."""
+
+    @property
+    def pack_switches(self) -> Sequence[_PackSwitch]:
+        """Generations of packs that it left for newer ones on the way."""
 
     @property
     def pack_conflict(self) -> FloatArray:
@@ -250,6 +264,10 @@ class Generation:
                 for layer, value in enumerate(raw.pack_conflict)
                 if value == value  # NaN: no two packs have a site there
             },
+            pack_switches=tuple(
+                PackSwitch(change.n_generated, change.from_digest, change.to_digest)
+                for change in raw.pack_switches
+            ),
         )
 
     def _finish_reason(self, name: str) -> FinishReason:

@@ -154,15 +154,33 @@ class Fallback:
 
 
 @dataclass(frozen=True, slots=True)
+class PackSwitch:
+    """A generation of a pack that a running request left for the one that replaced it.
+
+    From there on the request's keys and values are of several generations.
+
+    Attributes:
+        token_index: Of the first generated token that was computed with the new one.
+        from_digest: The generation it left.
+        to_digest: The generation it went on with.
+    """
+
+    token_index: int
+    from_digest: str
+    to_digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class PackStatus:
     """What an engine knows of one generation of a pack.
 
     Attributes:
         id: Its name in this engine.
         version: Of its manifest.
-        digest: "sha256:" and the digest of its file: the generation.
-        path: The file.
-        state: "known" (on disk), "loading" or "resident".
+        digest: "sha256:" and the digest of its file, or "xxh64:" and that of what a channel
+            published: the generation.
+        path: The file, or the shared-memory segment.
+        state: "known" (on disk, or beside the slots), "loading" or "resident".
         n_bytes: What it takes of the budget when resident.
         slot: Where it lies, or None.
         n_leases: Running requests that hold it.
@@ -191,6 +209,42 @@ class PackStatus:
     idle_s: float | None
     verify_us: float
     load_us: float
+    last_error: str
+
+
+OnPublish: TypeAlias = Literal["new_requests", "live"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttachmentStatus:
+    """What an engine knows of a channel that a trainer publishes a pack through.
+
+    Attributes:
+        name: The pack's name in this engine.
+        channel: The shared-memory segment.
+        on_publish: Who gets a new generation.
+        is_live: Whether more generations may come.
+        generation: Number, in the channel, of the one the name means; 0 before the first.
+        digest: Of that one, or "".
+        is_identity: Whether that one changes nothing, as one does that was not trained yet.
+        n_published_seen: The newest number that was seen.
+        n_failed: Generations that could not be used.
+        n_switched: Running requests that were moved to a new one ("live").
+        ready_ms: From seeing the newest one to the name meaning it.
+        last_error: What went wrong last, or "".
+    """
+
+    name: str
+    channel: str
+    on_publish: OnPublish
+    is_live: bool
+    generation: int
+    digest: str
+    is_identity: bool
+    n_published_seen: int
+    n_failed: int
+    n_switched: int
+    ready_ms: float
     last_error: str
 
 
@@ -260,6 +314,8 @@ class Result:
     # Layer -> mean cosine between what several packs add there; below 0 they work against each
     # other.
     pack_conflict: Mapping[int, float] = field(default_factory=dict)
+    # Generations that replaced those in `packs` while it ran (`Engine.attach` with "live").
+    pack_switches: tuple[PackSwitch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ class WeightReader {
   std::size_t payload_bytes() const { return fixed_.payload_bytes; }
   /// Whether the writer may still publish.
   bool is_live() const { return segment_->is_live(); }
+  /// Whether the writer has said that it will not; one that was killed has not.
+  bool is_closed() const { return segment_->state() == State::kClosed; }
   /// The newest that is published; 0 before the first. \throws ChannelError when shrunken.
   std::uint64_t generation() const;
   /// Waits for a generation newer than that, at most so long; earlier where the writer ends.
@@ -90,6 +92,7 @@ class WeightReader {
 
  private:
   void read_header();
+  void copy_on_two_cores(const Snapshot& snapshot, std::span<std::byte> out) const;
 
   std::shared_ptr<SharedSegment> segment_;
   WeightHeader fixed_{};  // of which only what never changes is used

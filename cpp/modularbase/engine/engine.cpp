@@ -169,6 +169,19 @@ PackResidency& Engine::packs() {
   return *packs_;
 }
 
+std::int64_t Engine::switch_packs(const std::string& name, GenerationId to) {
+  packs();  // there are any
+  std::future<std::int64_t> n_moved;
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) throw CancelledError("the engine is closed");
+    new_switches_.push_back({{name, to}, {}});
+    n_moved = new_switches_.back().n_moved.get_future();
+  }
+  wake_.notify_all();
+  return n_moved.get();
+}
+
 void Engine::check_packs(const RequestSpec& spec) const {
   for (const PackChoice& choice : spec.pack_choices) {
     if (!choice.packs.empty() && !packs_) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -38,6 +39,12 @@ class Engine {
   /// CancelledError when the engine is closed.
   std::shared_ptr<ActivationTap> tap(const TapOptions& options);
 
+  /// Lets the requests for text that asked for a name (PackUse::name) go on with a generation,
+  /// where it is resident: those that run from the next step edge on, those that are queued from
+  /// their beginning. Waits for that edge and returns how many moved.
+  /// \throws CancelledError when the engine is closed; InvalidRequestError as packs().
+  std::int64_t switch_packs(const std::string& name, GenerationId to);
+
   /// \throws InvalidRequestError when the engine was loaded without a budget for packs.
   PackResidency& packs();
 
@@ -49,6 +56,7 @@ class Engine {
   void check_packs(const RequestSpec& spec) const;
   void run();
   bool take_inbox();
+  void switch_due();
   void drop_ended();
   std::exception_ptr no_room_error(const Sequence& sequence) const;
   void step();
@@ -72,6 +80,12 @@ class Engine {
     std::exception_ptr error = nullptr;
   };
 
+  /// Somebody waits for how many requests were moved.
+  struct DueSwitch {
+    NewMeaning meaning;
+    std::promise<std::int64_t> n_moved;
+  };
+
   const ResolvedOptions options_;
   mutable std::mutex mutex_;  // guards inbox_ and what follows it; outlives the loader of packs
   std::condition_variable wake_;
@@ -87,6 +101,7 @@ class Engine {
   std::vector<GeneratedToken> new_tokens_;
   std::vector<Ending> endings_;
   std::shared_ptr<ActivationTap> tapped_;  // the engine thread's hold on tap_; null: no tap
+  std::vector<DueSwitch> due_switches_;
   std::int64_t n_steps_ = 0;
   std::int64_t n_rows_ = 0;
   std::int64_t n_mid_rows_ = 0;
@@ -94,6 +109,7 @@ class Engine {
   bool is_stalled_ = false;  // all that is there waits for packs
 
   std::vector<std::unique_ptr<Sequence>> inbox_;
+  std::vector<DueSwitch> new_switches_;
   bool stopping_ = false;
   bool packs_changed_ = false;
   bool forget_prefixes_ = false;

@@ -1,6 +1,7 @@
 // The engine thread: take requests, schedule a step, run it, commit what it gave.
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "modularbase/core/errors.h"
@@ -31,6 +32,7 @@ bool always(const Sequence&) {
 
 void Engine::run() {
   while (take_inbox()) {
+    switch_due();
     drop_ended();
     is_stalled_ = !scheduler_->schedule(plan_);
     for (auto& sequence : scheduler_->take_failed()) {
@@ -38,6 +40,9 @@ void Engine::run() {
     }
     if (!is_stalled_) step();
     settle();
+  }
+  for (DueSwitch& due : due_switches_) {
+    due.n_moved.set_exception(std::make_exception_ptr(CancelledError("the engine is closed")));
   }
   for (auto& sequence : scheduler_->remove_if(always)) {
     endings_.push_back({std::move(sequence->ticket), FinishReason::kCancelled});
@@ -47,7 +52,9 @@ void Engine::run() {
 
 bool Engine::take_inbox() {
   std::unique_lock lock(mutex_);
-  const auto has_news = [&] { return stopping_ || !inbox_.empty() || packs_changed_; };
+  const auto has_news = [&] {
+    return stopping_ || !inbox_.empty() || !new_switches_.empty() || packs_changed_;
+  };
   if (is_stalled_ && scheduler_->has_work()) {
     wake_.wait_for(lock, kStallCheck, has_news);  // cancellations and deadlines tell nobody
   } else {
@@ -56,10 +63,19 @@ bool Engine::take_inbox() {
   if (std::exchange(packs_changed_, false)) scheduler_->packs_changed();
   for (auto& sequence : inbox_) scheduler_->add(std::move(sequence));
   inbox_.clear();
+  std::ranges::move(new_switches_, std::back_inserter(due_switches_));
+  new_switches_.clear();
   if (forget_prefixes_) cache_->forget_prefixes();
   forget_prefixes_ = false;
   tapped_ = tap_ && tap_->is_open() ? tap_ : nullptr;
   return !stopping_;
+}
+
+void Engine::switch_due() {
+  for (DueSwitch& due : due_switches_) {
+    due.n_moved.set_value(scheduler_->switch_packs(due.meaning));
+  }
+  due_switches_.clear();
 }
 
 void Engine::drop_ended() {

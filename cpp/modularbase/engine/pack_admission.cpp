@@ -1,5 +1,6 @@
 #include "modularbase/engine/pack_admission.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "modularbase/core/errors.h"
@@ -49,6 +50,7 @@ PackAdmission::Verdict PackAdmission::try_choice(Sequence& sequence, const PackC
     if (acquired != PackResidency::Acquired::kReady) return Verdict::kWaits;
   }
   take(sequence, choice);
+  for (const NewMeaning& meaning : sequence.meanings) follow(sequence, meaning);
   return Verdict::kReady;
 }
 
@@ -60,17 +62,17 @@ void PackAdmission::take(Sequence& sequence, const PackChoice& choice) {
                       [](float sum, const PackUse& use) { return sum + use.weight; });
   // One pack keeps the weight it is given; several share the whole.
   const float norm = choice.packs.size() > 1 ? total : 1.0f;
-  bool reaches_below = false;
+  bool is_below = false;
   for (std::size_t i = 0; i < choice.packs.size(); ++i) {
     const PackLease& lease = sequence.leases[i];
     sequence.pack_set.entries.push_back(
         {&lease.pool(), lease.slot(), choice.packs[i].weight / norm, lease.scale()});
-    reaches_below = reaches_below || lease.pool().geometry().sites.front() < split_;
+    is_below = is_below || reaches_below(lease);
   }
   if (!choice.packs.empty()) {
     const std::uint32_t context = context_of(sequence, choice);
     sequence.kv_context.upper = context;
-    sequence.kv_context.lower = reaches_below ? context : 0;
+    sequence.kv_context.lower = is_below ? context : 0;
     if (sequence.spec.activation == Activation::kFromHere) {
       sequence.kv_context.from = std::ssize(sequence.spec.prompt) - 1;
     }
@@ -78,6 +80,41 @@ void PackAdmission::take(Sequence& sequence, const PackChoice& choice) {
   sequence.ticket->update([&](RequestResult& result) {
     result.pack_choice = static_cast<std::int64_t>(sequence.pack_choice);
   });
+}
+
+bool PackAdmission::follow(Sequence& sequence, const NewMeaning& meaning) {
+  if (sequence.spec.kind != RequestKind::kGenerate) return false;
+  if (!sequence.has_packs) {
+    sequence.meanings.push_back(meaning);
+    return false;
+  }
+  const auto holds = [&](const PackLease& l) { return l.generation() == meaning.generation; };
+  if (std::ranges::any_of(sequence.leases, holds)) return false;  // each pack once
+  const auto& uses = sequence.spec.pack_choices[sequence.pack_choice].packs;
+  const auto use = std::ranges::find(uses, meaning.name, &PackUse::name);
+  if (use == uses.end()) return false;
+  auto lease = residency_->try_lease(meaning.generation);
+  if (lease) move(sequence, static_cast<std::size_t>(use - uses.begin()), std::move(*lease));
+  return lease.has_value();
+}
+
+void PackAdmission::move(Sequence& sequence, std::size_t entry, PackLease lease) {
+  PackSwitch change{.n_generated = sequence.n_generated,
+                    .from = residency_->status(sequence.leases[entry].generation()).digest,
+                    .to = residency_->status(lease.generation()).digest};
+  PackSet::Entry& use = sequence.pack_set.entries[entry];
+  use = {&lease.pool(), lease.slot(), use.weight, lease.scale()};
+  sequence.kv_context.upper = KvContext::kMixed;
+  if (sequence.kv_context.lower != 0 || reaches_below(lease)) {
+    sequence.kv_context.lower = KvContext::kMixed;
+  }
+  sequence.leases[entry] = std::move(lease);
+  sequence.ticket->update(
+      [&](RequestResult& result) { result.pack_switches.push_back(std::move(change)); });
+}
+
+bool PackAdmission::reaches_below(const PackLease& lease) const {
+  return lease.pool().geometry().sites.front() < split_;
 }
 
 std::uint32_t PackAdmission::context_of(const Sequence& sequence, const PackChoice& choice) {

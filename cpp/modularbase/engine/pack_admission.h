@@ -25,9 +25,16 @@ class PackAdmission {
   /// kFailed: none of the choices can be had; the last error is in sequence.pack_error.
   Verdict admit(Sequence& sequence);
 
+  /// Lets a generation request that asked for a name go on with what it means now, where that is
+  /// resident; one that has no packs yet does so when it gets them. Its KV is then of several
+  /// generations, and shared with nobody. Whether it moved now.
+  bool follow(Sequence& sequence, const NewMeaning& meaning);
+
  private:
   Verdict try_choice(Sequence& sequence, const PackChoice& choice);
   void take(Sequence& sequence, const PackChoice& choice);
+  void move(Sequence& sequence, std::size_t entry, PackLease lease);
+  bool reaches_below(const PackLease& lease) const;
   std::uint32_t context_of(const Sequence& sequence, const PackChoice& choice);
 
   /// What decides the KV of a set of packs.

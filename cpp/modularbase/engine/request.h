@@ -31,6 +31,7 @@ enum class Pooling { kNone, kMean, kLast };
 struct PackUse {
   GenerationId generation = 0;
   float weight = 1.0f;
+  std::string name = {};  // it may go on with what that comes to mean; empty: with nothing else
 };
 /// Packs that a request runs with; none: the plain base.
 struct PackChoice {
@@ -79,6 +80,13 @@ struct GeneratedToken {
   std::vector<TokenLogprob> top_logprobs;  // n_logprobs largest
 };
 
+/// A generation that a running request left for the one that replaced it.
+struct PackSwitch {
+  std::int64_t n_generated = 0;  // tokens before it
+  std::string from;              // digests
+  std::string to;
+};
+
 /// What a request has produced so far.
 struct RequestResult {
   std::vector<GeneratedToken> tokens;
@@ -91,7 +99,8 @@ struct RequestResult {
   std::int64_t n_drafted = 0;       // speculation: tokens proposed
   std::int64_t n_accepted = 0;      // and kept
   std::int64_t pack_choice = -1;    // the one it ran with; -1: not decided, or none was asked for
-  std::vector<std::string> pack_errors;  // why the choices before it could not be had
+  std::vector<std::string> pack_errors;   // why the choices before it could not be had
+  std::vector<PackSwitch> pack_switches;  // not empty: its KV is of several generations
   /// Mean cosine between what its packs add, a layer [n_layer]; NaN where fewer than two do. Empty
   /// for fewer than two packs.
   std::vector<float> pack_conflict;

@@ -234,6 +234,11 @@ std::unique_ptr<Sequence> Scheduler::discard(Sequence& sequence) {
   return removed;
 }
 
+std::int64_t Scheduler::switch_packs(const NewMeaning& meaning) {
+  const auto has_moved = [&](const auto& sequence) { return packs_.follow(*sequence, meaning); };
+  return std::ranges::count_if(running_, has_moved) + std::ranges::count_if(waiting_, has_moved);
+}
+
 std::vector<std::unique_ptr<Sequence>> Scheduler::remove_if(bool (*drop)(const Sequence&)) {
   std::vector<std::unique_ptr<Sequence>> removed;
   for (std::size_t i = running_.size(); i-- > 0;) {

@@ -53,6 +53,8 @@ class Scheduler {
   std::unique_ptr<Sequence> discard(Sequence& sequence);
   /// Takes out every sequence for which `drop` is true, waiting or running.
   std::vector<std::unique_ptr<Sequence>> remove_if(bool (*drop)(const Sequence&));
+  /// What asked for a name goes on with what it means now; returns how many did at once.
+  std::int64_t switch_packs(const NewMeaning& meaning);
   /// Takes out the waiting sequences whose packs cannot be had (pack_error says why).
   std::vector<std::unique_ptr<Sequence>> take_failed() { return std::exchange(failed_, {}); }
 

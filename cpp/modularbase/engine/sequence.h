@@ -12,6 +12,12 @@
 
 namespace modularbase {
 
+/// What a name of packs has come to mean.
+struct NewMeaning {
+  std::string name;
+  GenerationId generation = 0;
+};
+
 /// A request inside the engine. Engine thread only.
 struct Sequence {
   Sequence(RequestSpec request_spec, TicketPtr request_ticket, std::int64_t n_vocab);
@@ -30,8 +36,9 @@ struct Sequence {
   std::size_t pack_choice = 0;  // of spec.pack_choices: tried next, or taken
   PackWait pack_wait;
   bool waits_for_room = false;
-  std::exception_ptr pack_error;  // why the last choice could not be had
-  std::vector<PackLease> leases;  // one an entry of pack_set
+  std::exception_ptr pack_error;     // why the last choice could not be had
+  std::vector<NewMeaning> meanings;  // that came while it had no packs yet
+  std::vector<PackLease> leases;     // one an entry of pack_set
   PackSet pack_set;
   std::vector<double> conflict_sum;  // [n_layer]
   std::vector<std::int64_t> n_conflict;

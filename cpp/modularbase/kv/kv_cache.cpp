@@ -5,9 +5,11 @@
 namespace modularbase {
 namespace {
 
-/// The first n tokens under a context that begins at position `from`.
+/// The first n tokens under a context that begins at position `from`. A mixed one can share only
+/// whole blocks of the plain base before that: what lies behind in the same block is still written.
 std::vector<PrefixKey> keys_of(std::span<const TokenId> tokens, std::int64_t n,
                                std::uint32_t context, std::int64_t from) {
+  if (context == KvContext::kMixed) n = std::min(n, from - from % kernels::kBlockTokens);
   std::vector<PrefixKey> keys(static_cast<std::size_t>(n));
   for (std::size_t i = 0; i < keys.size(); ++i) {
     keys[i] = prefix_key(static_cast<std::int64_t>(i) < from ? 0 : context, tokens[i]);

@@ -24,6 +24,9 @@ KvGroups split_groups(const KvGeometry& all, std::int64_t split, std::int64_t n_
 /// What a sequence's KV depends on beside its tokens, as numbers that mean equal or not: packs in
 /// force. 0 is the plain base.
 struct KvContext {
+  /// Packs that changed on the way: nobody else can have the same KV, so none of it is shared.
+  static constexpr std::uint32_t kMixed = ~std::uint32_t{0};
+
   std::uint32_t lower = 0;  // of the lower group: not 0 only for packs that reach below the split
   std::uint32_t upper = 0;
   std::int64_t from = 0;  // positions before it have the plain base's KV

@@ -115,18 +115,26 @@ PackResidency::Acquired PackResidency::acquire(std::span<const GenerationId> ids
     const bool all = std::all_of(ids.begin(), ids.end(), [&](auto id) { return want(find(id)); });
     return all ? Acquired::kLoading : Acquired::kNoRoom;
   }
-  for (const GenerationId id : ids) {
-    Generation& generation = find(id);
-    ++generation.n_leases;
-    ++generation.n_hits;
-    generation.last_use = ++clock_;
-    generation.used_at = PackClock::now();
-    if (generation.is_guess) ++counts_.n_preload_hits;
-    generation.is_guess = false;
-    leases.emplace_back(*this, id, pool_at(generation.pool), generation.slot,
-                        generation.pack->scale());
-  }
+  for (const GenerationId id : ids) leases.push_back(lease(find(id)));
   return Acquired::kReady;
+}
+
+PackLease PackResidency::lease(Generation& generation) {
+  ++generation.n_leases;
+  ++generation.n_hits;
+  generation.last_use = ++clock_;
+  generation.used_at = PackClock::now();
+  if (generation.is_guess) ++counts_.n_preload_hits;
+  generation.is_guess = false;
+  return {*this, generation.id, pool_at(generation.pool), generation.slot,
+          generation.pack->scale()};
+}
+
+std::optional<PackLease> PackResidency::try_lease(GenerationId id) {
+  const std::lock_guard lock(mutex_);
+  const auto at = generations_.find(id);
+  if (at == generations_.end() || at->second->state != PackState::kResident) return std::nullopt;
+  return lease(*at->second);
 }
 
 bool PackResidency::load(GenerationId id, PackClock::time_point until) {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "modularbase/core/errors.h"
+#include "modularbase/packs/file_pack.h"
 #include "modularbase/packs/generation.h"
 
 namespace modularbase {
@@ -65,7 +66,10 @@ const PackResidency::Generation& PackResidency::find(GenerationId id) const {
 GenerationId PackResidency::open(const std::string& path, const std::string& digest,
                                  const std::string& name) {
   // Slow: without the lock, and beside those who compute.
-  auto pack = std::make_unique<const Pack>(path, digest, name, base_, pacer());
+  return adopt(FilePack::open(path, digest, name, base_, pacer()));
+}
+
+GenerationId PackResidency::adopt(std::unique_ptr<const Pack> pack) {
   const std::lock_guard lock(mutex_);
   for (auto& [id, known] : generations_) {
     if (known->pack->digest() == pack->digest()) {

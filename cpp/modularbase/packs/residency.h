@@ -61,6 +61,8 @@ class PackResidency {
   /// Checks a file and makes its generation known; the same content again is the same generation.
   /// \throws PackFormatError, PackIncompatibleError.
   GenerationId open(const std::string& path, const std::string& digest, const std::string& name);
+  /// The same for a pack that was checked against base() already.
+  GenerationId adopt(std::unique_ptr<const Pack> pack);
   /// No new leases; forgotten when the last one ends.
   void retire(GenerationId id);
   /// Loads and waits for it, at most until then; false when it is not there yet.
@@ -74,6 +76,11 @@ class PackResidency {
   void unpin(GenerationId id);
   PackStatus status(GenerationId id) const;
   ResidencyStatus status() const;
+  const PackBase& base() const { return base_; }
+  /// Rests while the backend computes.
+  Pacer pacer() const {
+    return Pacer([this] { return backend_.is_computing(); });
+  }
 
   enum class Acquired { kReady, kLoading, kNoRoom };
   /// Begins a round of acquire() in the order in which requests are served.
@@ -84,15 +91,15 @@ class PackResidency {
   /// when they can never fit.
   Acquired acquire(std::span<const GenerationId> ids, std::vector<PackLease>& leases,
                    PackWait& wait);
+  /// Leases a generation where it is resident.
+  std::optional<PackLease> try_lease(GenerationId id);
 
  private:
   friend class PackLease;
   struct Generation;
   Generation& find(GenerationId id);
   const Generation& find(GenerationId id) const;
-  Pacer pacer() const {
-    return Pacer([this] { return backend_.is_computing(); });
-  }
+  PackLease lease(Generation& generation);
   int pool_for(const PackGeometry& geometry);
   void check_can_fit(std::span<const GenerationId> ids) const;
   bool want(Generation& generation);

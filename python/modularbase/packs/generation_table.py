@@ -122,6 +122,19 @@ class GenerationTable:
                 generation = self._registered(core_id, pack, hold)
             return generation
 
+    def adopt(self, read: Callable[[], tuple[int, FoundPack]], hold: Hold) -> Generation:
+        """Takes in a generation that the runtime has from elsewhere than a file; it is held.
+
+        Args:
+            read: Makes it known to the runtime; returns its number there, and what it is. Called
+                again when others retired the same content meanwhile.
+            hold: Gets the generation.
+        """
+        generation = None
+        while generation is None:
+            generation = self._registered(*read(), hold)
+        return generation
+
     def point(
         self, name: str, generation: Generation, check: Callable[[Generation | None], None]
     ) -> None:

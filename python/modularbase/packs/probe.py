@@ -31,6 +31,16 @@ def stored_probe(metadata: Mapping[str, Any]) -> Probe | None:
     return Probe(tuple(int(t) for t in tokens), tuple(float(e) for e in effect))
 
 
+def check_finite(file: str, effect: FloatArray) -> None:
+    """Refuses a pack that breaks the numbers.
+
+    Raises:
+        PackFormatError: Naming the file.
+    """
+    if not np.isfinite(effect).all():
+        raise PackFormatError(file, "probe", "finite states", "NaN or infinity")
+
+
 def check_effect(file: str, effect: FloatArray, stored: Probe | None) -> None:
     """Checks what a pack did to the final hidden states.
 
@@ -42,8 +52,7 @@ def check_effect(file: str, effect: FloatArray, stored: Probe | None) -> None:
     Raises:
         PackFormatError: It does nothing, or something else, or breaks the numbers.
     """
-    if not np.isfinite(effect).all():
-        raise PackFormatError(file, "probe", "finite states", "NaN or infinity")
+    check_finite(file, effect)
     if not effect.any():
         raise PackFormatError(file, "probe", "a pack that changes the base", "no effect at all")
     if stored is None:

@@ -8,6 +8,12 @@ from modularbase.errors import InvalidRequestError
 from modularbase.packs.manifest import PackRequirement
 
 
+def bare_name(text: str) -> str:
+    """The id, where no version is asked for: what the name comes to mean will do; else ""."""
+    requirement = parse_spec(text)
+    return "" if requirement.version else requirement.id
+
+
 def parse_spec(text: str) -> PackRequirement:
     """Reads the name of a pack.
 

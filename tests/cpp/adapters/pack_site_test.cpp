@@ -8,6 +8,7 @@
 #include <random>
 #include <set>
 
+#include "modularbase/packs/file_pack.h"
 #include "tools/temp_file.h"
 #include "tools/tiny_pack.h"
 
@@ -48,7 +49,7 @@ class SiteTest {
       TinyPack pack = shape;
       pack.seed = static_cast<std::uint32_t>(slot);
       const testing::TempFile file(tiny_pack_file(pack).image());
-      pool_.write(slot, Pack(file.path(), "", "tiny", {kEmbd, 4}));
+      pool_.write(slot, *FilePack::open(file.path(), "", "tiny", {kEmbd, 4}));
     }
   }
 

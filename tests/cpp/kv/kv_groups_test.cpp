@@ -260,3 +260,26 @@ TEST_CASE("random sequences under random contexts: each reads its own KV, no blo
   CHECK(test.cache.lower().n_free_blocks() == 20);
   CHECK(test.cache.upper()->n_free_blocks() == 20);
 }
+
+TEST_CASE("a mixed context shares nothing but whole blocks of the plain base before it") {
+  TestCache t(64);
+  const Ids ids = range(0, 200);
+  constexpr std::uint32_t kMixed = KvContext::kMixed;
+  Running mixed = t.finished(ids, {.lower = 0, .upper = kMixed, .from = 0});
+  t.cache.release(mixed.kv);
+  for (const KvContext& context :
+       {kPackA, kBase, KvContext{.lower = 0, .upper = kMixed, .from = 0}}) {
+    Running next = t.attach(ids, context);
+    CHECK(next.kv.n_lower == 199);
+    CHECK(next.kv.n_tokens == 0);
+    t.cache.release(next.kv);
+  }
+  const Ids others = range(300, 200);
+  Running deep = t.finished(others, {.lower = kMixed, .upper = kMixed, .from = 150});
+  t.cache.release(deep.kv);
+  Running base = t.attach(others, kBase);
+  CHECK(base.kv.n_lower == 128);
+  CHECK(base.kv.n_tokens == 128);
+  t.cache.release(base.kv);
+  t.check_idle();
+}

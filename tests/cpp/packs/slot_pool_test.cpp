@@ -6,6 +6,7 @@
 #include <list>
 
 #include "cpp/packs/marked_pack.h"
+#include "modularbase/packs/file_pack.h"
 
 using namespace modularbase;
 using namespace modularbase::testing;
@@ -75,7 +76,7 @@ TEST_CASE("the stacked tensors show what the files hold, in every slot") {
       shape.seed = static_cast<std::uint32_t>(slot);
       writers.push_back(tiny_pack_file(shape));
       const TempFile file(writers.back().image());
-      pool.write(slot, Pack(file.path(), "", "tiny", {64, 4}));
+      pool.write(slot, *FilePack::open(file.path(), "", "tiny", {64, 4}));
     }
     int slot = 1;
     for (GgufWriter& writer : writers) {
@@ -92,12 +93,12 @@ TEST_CASE("a write leaves the other slots alone, and released memory is zero aga
   const Backend backend("cpu", 1);
   SlotPool pool(geometry_of(small_shape()), 4, backend);
   const TempFile file(marked_pack(7).image());
-  const Pack pack(file.path(), "", "tiny", kSmallBase);
-  pool.write(2, pack);
+  const auto pack = FilePack::open(file.path(), "", "tiny", kSmallBase);
+  pool.write(2, *pack);
   CHECK(marker_of(pool, 2) == 7.0f);
   for (const int slot : {0, 1, 3}) CHECK(is_zero(pool, slot));
-  pool.write(1, pack);
-  pool.write(3, pack);
+  pool.write(1, *pack);
+  pool.write(3, *pack);
   pool.release_memory(2);
   CHECK(marker_of(pool, 1) == 7.0f);
   CHECK(marker_of(pool, 3) == 7.0f);
@@ -106,7 +107,7 @@ TEST_CASE("a write leaves the other slots alone, and released memory is zero aga
   const std::byte* begin = slot_begin(pool, 2);
   CHECK(std::all_of(begin + 4096, begin + pool.layout().slot_bytes - 4096,
                     [](std::byte b) { return b == std::byte{0}; }));
-  pool.write(2, pack);
+  pool.write(2, *pack);
   CHECK(marker_of(pool, 2) == 7.0f);
 }
 

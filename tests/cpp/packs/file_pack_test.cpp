@@ -1,4 +1,4 @@
-#include "modularbase/packs/pack.h"
+#include "modularbase/packs/file_pack.h"
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
@@ -51,10 +51,10 @@ TEST_CASE("a pack lies in its slot as its file says") {
       // The order of tensors in a file is its writer's.
       std::reverse(writer.tensors.begin() + 3, writer.tensors.end());
       const TempFile file(writer.image());
-      const Pack pack(file.path(), "", "tiny", {64, 4});
-      const auto slot = slot_of(pack);
+      const auto pack = FilePack::open(file.path(), "", "tiny", {64, 4});
+      const auto slot = slot_of(*pack);
       for (std::size_t i = 0; i < 2; ++i) {
-        const SlotLayout::Site& at = pack.layout().sites[i];
+        const SlotLayout::Site& at = pack->layout().sites[i];
         const auto bytes = [&](const char* name) {
           return writer.tensor("site." + std::to_string(i) + "." + name).data;
         };
@@ -76,9 +76,9 @@ TEST_CASE("a pack without token gates leaves none of the slot's last pack") {
   TinyPack shape;
   shape.has_token_gate = false;
   const TempFile file(tiny_pack_file(shape).image());
-  const Pack pack(file.path(), "", "tiny", {64, 4});
-  const auto slot = slot_of(pack, std::byte{0xff});
-  for (const SlotLayout::Site& site : pack.layout().sites) {
+  const auto pack = FilePack::open(file.path(), "", "tiny", {64, 4});
+  const auto slot = slot_of(*pack, std::byte{0xff});
+  for (const SlotLayout::Site& site : pack->layout().sites) {
     CHECK(holds(slot, site.token_gate, Bytes(64 * 4)));
     CHECK(holds(slot, site.token_bias, Bytes(4)));
   }
@@ -88,11 +88,11 @@ TEST_CASE("the digest names the content, and a wrong one is refused") {
   const Bytes image = marked_pack(1).image();
   const TempFile file(image);
   const std::string digest = "sha256:" + sha256_hex(image);
-  CHECK(Pack(file.path(), "", "a", kSmallBase).digest() == digest);
-  CHECK(Pack(file.path(), digest, "a", kSmallBase).digest() == digest);
+  CHECK(FilePack::open(file.path(), "", "a", kSmallBase)->digest() == digest);
+  CHECK(FilePack::open(file.path(), digest, "a", kSmallBase)->digest() == digest);
   const std::string other = "sha256:" + sha256_hex(marked_pack(2).image());
   try {
-    Pack(file.path(), other, "a", kSmallBase);
+    FilePack::open(file.path(), other, "a", kSmallBase);
     FAIL("a wrong digest was accepted");
   } catch (const PackFormatError& e) {
     CHECK(e.file == file.path());
@@ -106,7 +106,7 @@ TEST_CASE("a pack for another base is refused by name") {
   const TempFile file(marked_pack(1).image());
   const auto refused = [&](const PackBase& base) {
     try {
-      Pack(file.path(), "", "medical", base);
+      FilePack::open(file.path(), "", "medical", base);
     } catch (const PackIncompatibleError& e) {
       CHECK(e.pack_id == "medical");
       return e.field + ": " + e.required + ", not " + e.found;
@@ -120,10 +120,10 @@ TEST_CASE("a pack for another base is refused by name") {
 
 TEST_CASE("a file that is written to after it was checked is refused") {
   const TempFile file(marked_pack(1).image());
-  const Pack pack(file.path(), "", "a", kSmallBase);
-  CHECK(copy_error(pack) == "copied");
+  const auto pack = FilePack::open(file.path(), "", "a", kSmallBase);
+  CHECK(copy_error(*pack) == "copied");
   touch(file.path());
-  CHECK(copy_error(pack) == "file");
+  CHECK(copy_error(*pack) == "file");
 }
 
 TEST_CASE("a file that is cut after it was checked is an error, whatever its time") {
@@ -132,27 +132,27 @@ TEST_CASE("a file that is cut after it was checked is an error, whatever its tim
     CAPTURE(n);
     const TempFile file(image);
     touch(file.path());
-    const Pack pack(file.path(), "", "a", kSmallBase);
+    const auto pack = FilePack::open(file.path(), "", "a", kSmallBase);
     REQUIRE(::truncate(file.path().c_str(), static_cast<::off_t>(n)) == 0);
     touch(file.path());
-    CHECK(copy_error(pack) == "file");
+    CHECK(copy_error(*pack) == "file");
   }
 }
 
 TEST_CASE("a file that is deleted or replaced after it was checked still loads") {
   const Bytes image = marked_pack(1).image();
   const TempFile file(image), other(marked_pack(2).image());
-  const Pack pack(file.path(), "", "a", kSmallBase);
-  const auto before = slot_of(pack);
+  const auto pack = FilePack::open(file.path(), "", "a", kSmallBase);
+  const auto before = slot_of(*pack);
   REQUIRE(::rename(other.path().c_str(), file.path().c_str()) == 0);
-  CHECK(slot_of(pack) == before);
+  CHECK(slot_of(*pack) == before);
   REQUIRE(::unlink(file.path().c_str()) == 0);
-  CHECK(slot_of(pack) == before);
+  CHECK(slot_of(*pack) == before);
 }
 
 TEST_CASE("what is no pack at all is a named error") {
   const auto refused = [](const std::string& path) {
-    CHECK_THROWS_AS(Pack(path, "", "a", kSmallBase), PackFormatError);
+    CHECK_THROWS_AS(FilePack::open(path, "", "a", kSmallBase), PackFormatError);
   };
   refused("/nonexistent/pack.gguf");
   refused("/tmp");
