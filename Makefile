@@ -21,12 +21,13 @@ SOURCES := $(shell find cpp bindings cmake python third_party/licenses CMakeList
   constraints.txt third_party/ggml.lock tools/fetch_ggml.py -type f ! -name '*.pyc' ! -name '*.so')
 CPP_SOURCES = $(shell find cpp bindings tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.c')
 
-.PHONY: help demo test test-cpp test-python lint lint-format lint-python lint-boundaries lint-stubs \
+.PHONY: help demo test test-cpp test-python test-cuda lint lint-format lint-python lint-boundaries lint-stubs \
   lint-tidy lint-asan lint-tsan lint-fuzz bench stubs format clean
 
 help:
 	@echo "make demo    install into .venv, obtain the default base, answer one prompt (PROMPT=...)"
 	@echo "make test    C++ and Python tests, parity with llama.cpp and transformers (ARGS=... for pytest)"
+	@echo "make test-cuda  the GPU's results against the CPU's, where there is a GPU"
 	@echo "make lint    format, types, boundaries, stubs, clang-tidy, sanitizers, fuzzing"
 	@echo "make bench   measure against llama.cpp (ARGS=... as in python -m benchmarks --help)"
 	@echo "make format  rewrite the sources in the project's format;  make stubs  rewrite _core.pyi"
@@ -74,6 +75,11 @@ test-cpp: .venv/.python
 
 test-python: .venv/.test .venv/.llama-cpp-python
 	.venv/bin/python -m pytest $(ARGS)
+
+# Not part of `test`: it needs an NVIDIA GPU and nvcc, and leaves a package that computes there.
+test-cuda: .venv/.test
+	$(PIP_INSTALL) --no-build-isolation -C cmake.define.GGML_CUDA=ON -v .
+	.venv/bin/python -m pytest tests/cuda $(ARGS)
 
 # --- lint ---
 

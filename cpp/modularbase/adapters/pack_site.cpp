@@ -16,12 +16,19 @@ struct Choice {
   Tensor gains;    // [1, n_expert_used, n]
 };
 
-Choice build_router(ggml_context* ctx, const SiteWeights& site, Tensor z, Tensor slots,
-                    std::int64_t n_per_row) {
+/// Every pair's product with its slot's matrix: [n_in, n_out, S], [n_in, n], I32 [n] ->
+/// [n_out, 1, n]. A row's pairs are rows of their own here: in padding the same slot comes twice,
+/// and ggml's CUDA takes the matrices of one row to differ.
+Tensor build_products(ggml_context* ctx, Tensor matrices, Tensor pairs, Tensor slots) {
+  const std::int64_t n = slots->ne[0];
+  return ggml_mul_mat_id(ctx, matrices, ggml_reshape_3d(ctx, pairs, matrices->ne[0], 1, n),
+                         ggml_reshape_2d(ctx, slots, 1, n));
+}
+
+Choice build_router(ggml_context* ctx, const SiteWeights& site, Tensor z, Tensor slots) {
   const std::int64_t n_expert = site.router->ne[1], n = slots->ne[0];
   const int n_used = static_cast<int>(site.n_expert_used);
-  Tensor ids = ggml_reshape_2d(ctx, slots, n_per_row, n / n_per_row);
-  Tensor r = ggml_mul_mat_id(ctx, site.router, z, ids);  // [n_expert, n_per_row, n_rows]
+  Tensor r = build_products(ctx, site.router, z, slots);
   r = ggml_soft_max(ctx, ggml_reshape_2d(ctx, r, n_expert, n));
   Tensor chosen = ggml_argsort_top_k(ctx, r, n_used);  // [n_expert_used, n]
   Tensor gains = ggml_get_rows(ctx, ggml_reshape_3d(ctx, r, 1, n_expert, n), chosen);
@@ -75,16 +82,15 @@ Tensor build_site(GraphBuilder& g, const SiteWeights& site, Tensor x, Tensor slo
   const std::int64_t n_embd = site.in->ne[0], d_inner = site.in->ne[1];
   expect_shape(x, "a site's input", {n_embd, -1});
   const std::int64_t n_rows = x->ne[1], n = slots->ne[0], n_per_row = n / n_rows;
-  Tensor ids = ggml_reshape_2d(ctx, slots, n_per_row, n_rows);
   Tensor x3 = ggml_reshape_3d(ctx, x, n_embd, 1, n_rows);
-  Tensor z = ggml_mul_mat_id(ctx, site.in, x3, ids);  // [d_inner, n_per_row, n_rows]
+  Tensor pairs = ggml_repeat_4d(ctx, x3, n_embd, n_per_row, n_rows, 1);
+  Tensor z = build_products(ctx, site.in, pairs, slots);
   z = ggml_rms_norm(ctx, ggml_reshape_2d(ctx, z, d_inner, n), site.norm_eps);
-  z = ggml_mul(ctx, z, ggml_get_rows(ctx, site.norm, slots));
-  Tensor z3 = ggml_reshape_3d(ctx, z, d_inner, n_per_row, n_rows);
-  const Choice choice = build_router(ctx, site, z3, slots, n_per_row);
+  z = ggml_mul(ctx, z, ggml_get_rows(ctx, site.norm, slots));  // [d_inner, n]
+  const Choice choice = build_router(ctx, site, z, slots);
   Tensor y = ggml_add(ctx, z, build_experts(ctx, site, z, choice));
-  y = ggml_reshape_3d(ctx, y, d_inner, n_per_row, n_rows);
-  Tensor deltas = ggml_mul_mat_id(ctx, site.out, y, ids);  // [n_embd, n_per_row, n_rows]
+  Tensor deltas = build_products(ctx, site.out, y, slots);
+  deltas = ggml_reshape_3d(ctx, deltas, n_embd, n_per_row, n_rows);
   Tensor amounts = build_amounts(ctx, site, x3, slots, weights, n_per_row);
   return sum_middle(ctx, ggml_mul(ctx, deltas, amounts));
 }

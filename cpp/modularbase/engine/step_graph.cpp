@@ -111,7 +111,10 @@ void StepGraph::build_end(GraphBuilder& g, const GraphParts& parts, const Forwar
     return;
   }
   targets = g.input("targets", GGML_TYPE_I32, key.n_out);
-  logprobs = g.output(kernels::target_logprob_node(g, product, targets), "logprobs");
+  const auto target_logprobs = parts.linear_path == KernelPath::kFused
+                                   ? kernels::target_logprob_node
+                                   : kernels::target_logprob_reference;
+  logprobs = g.output(target_logprobs(g, product, targets), "logprobs");
 }
 
 }  // namespace modularbase

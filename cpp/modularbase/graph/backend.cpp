@@ -93,6 +93,12 @@ GallocrPtr Backend::make_allocator() const {
   return GallocrPtr(ggml_gallocr_new(ggml_backend_get_default_buffer_type(handle_.get())));
 }
 
+void Backend::expect_can_compute(const ggml_tensor* node) const {
+  if (ggml_backend_supports_op(handle_.get(), node)) return;
+  throw DeviceError(name() + ": cannot compute " + ggml_op_desc(node) + " (node '" +
+                    ggml_get_name(node) + "')");
+}
+
 bool Backend::is_computing() const {
   return computes_ || std::chrono::steady_clock::now() - ended_at_.load() < kBetweenSteps;
 }

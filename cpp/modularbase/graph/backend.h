@@ -45,6 +45,8 @@ class Backend {
   /// Memory for all tensors of a context. \throws DeviceError when it cannot be had.
   BufferPtr allocate(ggml_context* ctx, const std::string& what) const;
   GallocrPtr make_allocator() const;
+  /// ggml would end the process. \throws DeviceError when the device lacks the node's operation.
+  void expect_can_compute(const ggml_tensor* node) const;
   /// \throws DeviceError when the device reports a failure.
   void compute(ggml_cgraph* graph);
   /// Whether somebody computes, or did so a moment ago: between the steps of a request, too. Any

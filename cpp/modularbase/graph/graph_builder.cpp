@@ -47,6 +47,9 @@ Graph::Graph(std::size_t max_nodes) {
 }
 
 void Graph::allocate(const Backend& backend) {
+  for (int i = 0; i < ggml_graph_n_nodes(cgraph_); ++i) {
+    backend.expect_can_compute(ggml_graph_node(cgraph_, i));
+  }
   allocator_ = backend.make_allocator();
   if (!ggml_gallocr_alloc_graph(allocator_.get(), cgraph_)) {
     throw DeviceError(backend.name() + ": could not allocate the graph's memory");

@@ -54,4 +54,19 @@ Tensor target_logprob_node(GraphBuilder& g, Tensor logits, Tensor targets) {
   return g.custom(std::make_unique<TargetLogprobNode>(), 1, logits->ne[1], {logits, targets});
 }
 
+Tensor target_logprob_reference(GraphBuilder& g, Tensor logits, Tensor targets) {
+  const std::int64_t n_vocab = logits->ne[0], n_rows = logits->ne[1];
+  expect_shape(targets, "targets", {n_rows, 1});
+  ggml_context* ctx = g.ctx();
+  // Of every row the value at its id: [1, n_rows].
+  const auto pick = [&](Tensor rows, Tensor ids) {
+    Tensor values = ggml_reshape_3d(ctx, rows, 1, n_vocab, n_rows);
+    values = ggml_get_rows(ctx, values, ggml_reshape_2d(ctx, ids, 1, n_rows));
+    return ggml_reshape_2d(ctx, values, 1, n_rows);
+  };
+  Tensor shifted = ggml_sub(ctx, logits, pick(logits, ggml_argmax(ctx, logits)));
+  Tensor sum = ggml_sum_rows(ctx, ggml_exp(ctx, shifted));  // [1, n_rows]
+  return ggml_sub(ctx, pick(shifted, targets), ggml_log(ctx, sum));
+}
+
 }  // namespace modularbase::kernels

@@ -9,6 +9,9 @@ namespace modularbase::kernels {
 /// only.
 Tensor target_logprob_node(GraphBuilder& g, Tensor logits, Tensor targets);
 
+/// The same in ggml's own ops, for every device; the fused node's reference.
+Tensor target_logprob_reference(GraphBuilder& g, Tensor logits, Tensor targets);
+
 /// The same for one row.
 float target_logprob(const float* logits, std::int64_t n_vocab, TokenId target);
 

@@ -9,10 +9,17 @@ from pathlib import Path
 
 from modularbase.errors import InvalidRequestError, PackFormatError
 from modularbase.packs import archive
-from modularbase.packs.manifest import ExpertType, Manifest, parse_manifest
-from modularbase.packs.pack_file import read_pack, rounding_errors, write_pack
+from modularbase.packs.manifest import ExpertType, Manifest, Origin, parse_manifest
+from modularbase.packs.pack_file import (
+    PackFacts,
+    read_pack,
+    rounding_errors,
+    unchanged_tensors,
+    write_pack,
+)
 from modularbase.packs.project import (
     DIST_FOLDER,
+    PARENT_FILE,
     WEIGHTS_FOLDER,
     TrainConfig,
     archive_path,
@@ -58,6 +65,9 @@ class BuildReport:
 def build(project: Path, measure: Measure | None = None) -> BuildReport:
     """Builds a project's weights into dist/pack.gguf and dist/ID-VERSION.mbpack.
 
+    Where the pack was made from another (weights/parent.gguf), tensors that still have its values
+    and types are copied byte by byte.
+
     Args:
         project: The project's folder.
         measure: Tries the pack on its base; without it the pack has no probe and no KL figure.
@@ -77,12 +87,13 @@ def build(project: Path, measure: Measure | None = None) -> BuildReport:
         manifest=manifest,
         scale=config.geometry.scale,
     )
+    parent = project / PARENT_FILE
     if measure is not None:
-        weights = _measured(weights, measure)
+        weights = _measured(weights, parent, measure)
     with disk_errors(manifest.id, project):
         (project / DIST_FOLDER).mkdir(exist_ok=True)
     gguf, target = project / DIST_FOLDER / archive.GGUF, archive_path(project, manifest)
-    written = write_pack(gguf, weights).manifest
+    written = _write(gguf, weights, parent).manifest
     licence = project / archive.LICENCE
     archive.write_archive(
         target,
@@ -90,7 +101,7 @@ def build(project: Path, measure: Measure | None = None) -> BuildReport:
         _text(project / archive.README),
         _text(licence) if licence.exists() else None,
     )
-    return BuildReport(written, gguf, target, _errors(weights))
+    return BuildReport(written, gguf, target, rounding_errors(weights))
 
 
 def quantize(source: Path, target: Path, experts: ExpertType, version: str) -> BuildReport:
@@ -112,7 +123,9 @@ def quantize(source: Path, target: Path, experts: ExpertType, version: str) -> B
         raise InvalidRequestError("output", f"a {source.suffix} file, as the input", str(target))
     if not is_archive:
         weights = _requantized(source, experts, version)
-        return BuildReport(write_pack(target, weights).manifest, target, None, _errors(weights))
+        return BuildReport(
+            write_pack(target, weights).manifest, target, None, rounding_errors(weights)
+        )
     with tempfile.TemporaryDirectory(prefix="modularbase-") as name:
         folder = Path(name)
         archive.unpack(source, folder, lambda _: None)
@@ -125,10 +138,15 @@ def quantize(source: Path, target: Path, experts: ExpertType, version: str) -> B
             _text(folder / archive.README),
             _text(licence) if licence.exists() else None,
         )
-        return BuildReport(written, None, target, _errors(weights))
+        return BuildReport(written, None, target, rounding_errors(weights))
 
 
-def _measured(weights: PackWeights, measure: Measure) -> PackWeights:
+def _write(path: Path, weights: PackWeights, parent: Path) -> PackFacts:
+    unchanged = unchanged_tensors(parent, weights) if parent.is_file() else None
+    return write_pack(path, weights, unchanged)
+
+
+def _measured(weights: PackWeights, parent: Path, measure: Measure) -> PackWeights:
     said = weights.manifest.quantisation
     exact = weights.manifest.model_copy(
         update={"quantisation": said.model_copy(update={"experts": "f16"})}
@@ -136,7 +154,7 @@ def _measured(weights: PackWeights, measure: Measure) -> PackWeights:
     with tempfile.TemporaryDirectory(prefix="modularbase-") as name:
         paths = Path(name) / "exact.gguf", Path(name) / "rounded.gguf"
         write_pack(paths[0], replace(weights, manifest=exact))
-        write_pack(paths[1], weights)
+        _write(paths[1], weights, parent)
         found = measure(*paths)
     quantisation = said.model_copy(update={"kl": found.kl})
     manifest = weights.manifest.model_copy(update={"quantisation": quantisation})
@@ -148,7 +166,8 @@ def _requantized(gguf: Path, experts: ExpertType, version: str) -> PackWeights:
     old = weights.manifest
     if version == old.version:
         raise InvalidRequestError("version", f"another one than {old.version}", version)
-    origin = "sha256:" + sha256_of(gguf, lambda _: None)
+    digest = "sha256:" + sha256_of(gguf, lambda _: None)
+    origin = Origin(id=old.id, version=old.version, digest=digest)
     changes = {
         "version": version,
         "quantisation": old.quantisation.model_copy(update={"experts": experts, "kl": None}),
@@ -156,11 +175,6 @@ def _requantized(gguf: Path, experts: ExpertType, version: str) -> PackWeights:
     }
     manifest = parse_manifest(old.model_copy(update=changes).to_json(), "the new pack")
     return replace(weights, manifest=manifest)
-
-
-def _errors(weights: PackWeights) -> dict[str, float]:
-    said = weights.manifest.quantisation
-    return rounding_errors(weights.tensors, said.experts, said.adapters)
 
 
 def _weights_path(project: Path) -> Path:

@@ -104,6 +104,14 @@ class Quantisation(_Part):
     kl: float | None = Field(default=None, ge=0)  # to the unquantised pack, nats a token
 
 
+class Origin(_Part):
+    """The pack that another one was made from."""
+
+    id: PackId
+    version: PackVersion
+    digest: Digest  # of its pack file
+
+
 class Training(_Part):
     """Where the weights come from, so that they can be made again."""
 
@@ -113,7 +121,7 @@ class Training(_Part):
     data_licence: str = ""
     n_tokens: NonNegativeInt = 0
     n_steps: NonNegativeInt = 0
-    derived_from: Digest | None = None
+    derived_from: Origin | None = None
 
 
 class Manifest(_Part):

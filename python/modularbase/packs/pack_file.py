@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from modularbase import _core
 from modularbase.errors import BaseLoadError, InvalidRequestError, PackFormatError
-from modularbase.packs.manifest import ExpertType, Manifest, parse_manifest
+from modularbase.packs.manifest import Manifest, parse_manifest
 from modularbase.packs.weights import (
     PROFILE,
     PackGeometry,
@@ -28,6 +28,9 @@ from modularbase.packs.weights import (
 )
 from modularbase.storage.files import appearing
 from modularbase.types import FloatArray
+
+EncodedTensors = dict[str, NDArray[np.uint8]]
+"""Bytes of tensors as they lie in a file, by name; shapes are numpy's, with a row's bytes last."""
 
 ARCHITECTURE = "modularbase-pack"
 FORMAT_VERSION = 1
@@ -106,18 +109,51 @@ def read_pack(path: Path) -> PackWeights:
     )
 
 
-def write_pack(path: Path, weights: PackWeights) -> PackFacts:
+def unchanged_tensors(path: Path, weights: PackWeights) -> EncodedTensors:
+    """The bytes of a pack file's tensors that `weights` has the values of, and wants the type of.
+
+    Rounding rounded numbers once more need not give the same bytes; these can be written as they
+    are.
+
+    Raises:
+        PackFormatError: Not a sound pack.
+    """
+    pack = _open(path)
+    found: EncodedTensors = {}
+    for name, type_name, ggml_shape, _ in pack.tensors:
+        array, shape = weights.tensors.get(name), _numpy_shape(name, ggml_shape)
+        wanted = type_of(name, weights.manifest.quantisation)
+        if array is None or array.shape != shape or wanted != type_name.lower():
+            continue
+        rows = pack.tensor_bytes(name).reshape(math.prod(shape[:-1]), -1)
+        if np.array_equal(_core.dequantize(rows, wanted), _rows(array)):
+            found[name] = rows.reshape(*shape[:-1], -1)
+    return found
+
+
+def write_pack(
+    path: Path, weights: PackWeights, unchanged: EncodedTensors | None = None
+) -> PackFacts:
     """Writes a pack file, all at once, in the types of `manifest.quantisation`.
 
     The manifest's `size_bytes` is set to what the tensors take.
+
+    Args:
+        path: Where it goes.
+        weights: What it holds.
+        unchanged: Bytes of tensors that are not to be rounded anew, as `unchanged_tensors` gives
+            them.
 
     Raises:
         PackFormatError: Tensors that do not fit the geometry or their type.
         InstallError: The file cannot be written.
     """
     check_tensors(weights, str(path))
+    ready = unchanged or {}
     encoded = {
-        name: _encode(str(path), name, array, type_of(name, weights.manifest.quantisation))
+        name: ready[name]
+        if name in ready
+        else _encode(str(path), name, array, type_of(name, weights.manifest.quantisation))
         for name, array in weights.tensors.items()
     }
     n_bytes = sum(rows.nbytes for rows in encoded.values())
@@ -127,19 +163,25 @@ def write_pack(path: Path, weights: PackWeights) -> PackFacts:
         return inspect_pack(part)
 
 
-def rounding_errors(
-    tensors: Mapping[str, FloatArray], experts: ExpertType, adapters: WeightType
-) -> dict[str, float]:
+def rounding_errors(weights: PackWeights) -> dict[str, float]:
     """Relative RMS error of each matrix that a pack file would hold in fewer bits."""
     errors = {}
-    for name, array in tensors.items():
-        kind = name.split(".")[-2]
-        wanted: WeightType = experts if kind.startswith("expert_") else adapters
-        if kind.startswith("expert_") or kind in ("in", "out"):
-            rounded = _core.dequantize(_core.quantize(_rows(array), wanted), wanted)
+    for name, array in weights.tensors.items():
+        wanted = type_of(name, weights.manifest.quantisation)
+        if name.split(".")[-2] in ("in", "out") or name.split(".")[-2].startswith("expert_"):
             size = float(np.linalg.norm(array))
-            errors[name] = float(np.linalg.norm(rounded - _rows(array))) / size if size else 0.0
+            error = float(np.linalg.norm(rounded(array, wanted) - array))
+            errors[name] = error / size if size else 0.0
     return errors
+
+
+def rounded(array: FloatArray, wanted: WeightType) -> FloatArray:
+    """The numbers that a pack file holds of an array, in its shape.
+
+    Raises:
+        InvalidRequestError: They do not fit the type; they must be finite.
+    """
+    return _core.dequantize(_core.quantize(_rows(array), wanted), wanted).reshape(array.shape)
 
 
 def _open(path: Path) -> _core.PackFile:

@@ -22,6 +22,7 @@ CONFIG_FILE = "train.toml"
 PROMPTS_FILE = "prompts.txt"
 DATA_FOLDER = "data"
 WEIGHTS_FOLDER = "weights"
+PARENT_FILE = f"{WEIGHTS_FOLDER}/parent.gguf"
 DIST_FOLDER = "dist"
 
 

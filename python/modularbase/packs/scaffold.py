@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,10 +19,12 @@ from modularbase.packs.project import (
     MANIFEST_FILE,
     PROMPTS_FILE,
     WEIGHTS_FOLDER,
+    GeometryConfig,
 )
 from modularbase.storage.disk import disk_errors
 
 N_SITES = 8
+_WEIGHT_SUFFIXES = (".safetensors", ".npz", ".gguf")
 
 _EXAMPLES = {
     "train.jsonl": [
@@ -58,18 +61,35 @@ def init_project(
         InstallError: The folder cannot be written.
     """
     manifest = _manifest(domain, name, base_id, licence)
-    files = {
-        MANIFEST_FILE: manifest.to_json(),
-        CONFIG_FILE: _config(manifest, default_sites(n_layer)),
-        README: _card(manifest),
-        PROMPTS_FILE: f"What should everybody know about {domain}?\n",
-        f"{DATA_FOLDER}/README.md": _DATA_CARD,
-        f"{WEIGHTS_FOLDER}/README.md": _WEIGHTS_CARD,
-        ".gitignore": "/dist/\n/runs/\n/weights/*.safetensors\n/weights/*.npz\n",
-    }
+    geometry = GeometryConfig(sites=default_sites(n_layer), token_gates=True)
+    files = project_files(manifest, geometry)
     for file, rows in _EXAMPLES.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         files[f"{DATA_FOLDER}/{file}"] = lines
+    write_project(folder, files)
+    return manifest
+
+
+def project_files(manifest: Manifest, geometry: GeometryConfig) -> dict[str, str]:
+    """The texts of a project without training data, by their paths in its folder."""
+    return {
+        MANIFEST_FILE: manifest.to_json(),
+        CONFIG_FILE: _config(manifest, geometry),
+        README: _card(manifest),
+        PROMPTS_FILE: f"What should everybody know about {manifest.domain}?\n",
+        f"{DATA_FOLDER}/README.md": _DATA_CARD,
+        f"{WEIGHTS_FOLDER}/README.md": _WEIGHTS_CARD,
+        ".gitignore": "/dist/\n/runs/\n" + "".join(f"/weights/*{s}\n" for s in _WEIGHT_SUFFIXES),
+    }
+
+
+def write_project(folder: Path, files: Mapping[str, str]) -> None:
+    """Writes the texts of a new project.
+
+    Raises:
+        InvalidRequestError: A file is there already; then none is written.
+        InstallError: The folder cannot be written.
+    """
     for file in files:
         if (folder / file).exists():
             raise InvalidRequestError("folder", "one without a project", str(folder / file))
@@ -78,7 +98,6 @@ def init_project(
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             with (folder / file).open("x", encoding="utf-8") as sink:
                 sink.write(text)
-    return manifest
 
 
 def id_of(domain: str) -> str:
@@ -113,20 +132,20 @@ def _manifest(domain: str, name: str, base_id: str, licence: str) -> Manifest:
         ) from error
 
 
-def _config(manifest: Manifest, sites: tuple[int, ...]) -> str:
+def _config(manifest: Manifest, geometry: GeometryConfig) -> str:
     return f"""\
 # How this pack is trained. Types of the finished weights are in {MANIFEST_FILE}, `quantisation`.
 base = {json.dumps(manifest.base_id, ensure_ascii=False)}
 
 [geometry]
-sites = {list(sites)}  # layers of the base, ascending
-d_inner = 256  # width of the adapters, a multiple of 256
-d_ff = 256  # width of an expert, a multiple of 256
-n_expert = 8
-n_expert_used = 2
-norm_eps = 1e-5
-scale = 1.0
-token_gates = true  # weigh tokens one by one, so that other text stays alone
+sites = {list(geometry.sites)}  # layers of the base, ascending
+d_inner = {geometry.d_inner}  # width of the adapters, a multiple of 256
+d_ff = {geometry.d_ff}  # width of an expert, a multiple of 256
+n_expert = {geometry.n_expert}
+n_expert_used = {geometry.n_expert_used}
+norm_eps = {geometry.norm_eps!r}
+scale = {geometry.scale!r}
+token_gates = {json.dumps(geometry.token_gates)}  # weigh tokens one by one: other text stays alone
 
 [optimisation]
 steps = 1000

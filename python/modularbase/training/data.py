@@ -12,10 +12,51 @@ from numpy.typing import NDArray
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.errors import InvalidRequestError
 
-TokenBlocks = NDArray[np.int64]  # [n_blocks, block_tokens]
-
 # Streams of random numbers that a run draws from, beside its seed.
 _HELDOUT, _DOMAIN, _NEUTRAL = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBlocks:
+    """Sequences of one length.
+
+    Attributes:
+        ids: Token ids [n_blocks, block_tokens].
+        learnt: Whether a token is to be predicted [n_blocks, block_tokens]; those of a prompt are
+            not, nor is the first of a block.
+    """
+
+    ids: NDArray[np.int64]
+    learnt: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, ids: NDArray[np.int64]) -> TokenBlocks:
+        """Blocks of text that is learnt from its second token on.
+
+        Args:
+            ids: Token ids [n_blocks, block_tokens].
+        """
+        learnt = np.ones(ids.shape, np.bool_)
+        learnt[:, :1] = False
+        return cls(ids, learnt)
+
+    def __len__(self) -> int:
+        """The number of blocks."""
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> TokenBlocks:
+        """Some of the blocks."""
+        return TokenBlocks(self.ids[rows], self.learnt[rows])
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all blocks."""
+        return self.ids.size
+
+    @property
+    def n_learnt(self) -> int:
+        """Tokens to be predicted."""
+        return int(self.learnt.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +75,8 @@ class Corpus:
         """Tells whether two runs see the same text."""
         content = hashlib.sha256()
         for blocks in (self.train, self.heldout):
-            content.update(f"{blocks.shape}".encode() + blocks.tobytes())
+            content.update(f"{blocks.ids.shape}".encode() + blocks.ids.tobytes())
+            content.update(blocks.learnt.tobytes())
         return content.hexdigest()
 
 
@@ -59,7 +101,7 @@ def pack_blocks(texts: Sequence[str], tokenizer: Tokenizer, block_tokens: int) -
     n_blocks = len(ids) // n_fresh
     body = np.asarray(ids[: n_blocks * n_fresh], np.int64).reshape(n_blocks, n_fresh)
     starts = np.tile(np.asarray(opening, np.int64), (n_blocks, 1))
-    return np.concatenate([starts, body], axis=1)
+    return TokenBlocks.of(np.concatenate([starts, body], axis=1))
 
 
 def split_blocks(blocks: TokenBlocks, *, share: float, most: int, seed: int, kind: str) -> Corpus:
@@ -79,7 +121,7 @@ def split_blocks(blocks: TokenBlocks, *, share: float, most: int, seed: int, kin
     n_heldout = min(max(round(share * len(blocks)), 1), most, len(blocks) - 1)
     order = np.random.default_rng([seed, _HELDOUT]).permutation(len(blocks))
     held = np.sort(order[:n_heldout])
-    return Corpus(np.delete(blocks, held, axis=0), blocks[held])
+    return Corpus(blocks[np.sort(order[n_heldout:])], blocks[held])
 
 
 def check_blocks(blocks: TokenBlocks, least: int, kind: str) -> None:
@@ -103,12 +145,12 @@ class Batch:
     @property
     def n_tokens(self) -> int:
         """Tokens of both."""
-        return self.domain.size + self.neutral.size
+        return self.domain.n_tokens + self.neutral.n_tokens
 
     def pieces(self, n: int) -> list[Batch]:
         """The step in n parts of about equal size, for accumulation."""
-        pairs = zip(np.array_split(self.domain, n), np.array_split(self.neutral, n), strict=True)
-        return [Batch(domain, neutral) for domain, neutral in pairs]
+        parts = (np.array_split(np.arange(len(b)), n) for b in (self.domain, self.neutral))
+        return [Batch(self.domain[d], self.neutral[t]) for d, t in zip(*parts, strict=True)]
 
 
 class Mixture:

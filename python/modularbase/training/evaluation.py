@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from modularbase.training.data import TokenBlocks
-from modularbase.training.losses import cross_entropy, kl_to_base
+from modularbase.training.losses import kl_to_base
+from modularbase.training.objective import NextToken, before_last
 from modularbase.training.twin import Twin
 
 _BATCH_BLOCKS = 4
@@ -29,6 +30,10 @@ class Measurement:
     loss: float
     neutral_loss: float | None
     neutral_kl: float | None
+
+    def total(self, kl_weight: float) -> float:
+        """What a run lowers: the domain's loss, and KL on neutral text times its weight."""
+        return self.loss + kl_weight * (self.neutral_kl or 0.0)
 
     def figures(self) -> dict[str, float]:
         """What is known, by name, with perplexities."""
@@ -53,7 +58,7 @@ class HeldOut:
 
         Args:
             twin: What is measured.
-            domain: Blocks [n_blocks, block_tokens] of the domain.
+            domain: Blocks of the domain.
             neutral: Blocks of neutral text; may be empty.
             autocast: The arithmetic to measure in.
         """
@@ -61,46 +66,33 @@ class HeldOut:
         self._domain = list(self._entered(domain))
         self._neutral = list(self._entered(neutral))
 
-    def measure(self) -> Measurement:
-        """Measures the pack as it is now."""
+    def measure(self, *, with_pack: bool = True) -> Measurement:
+        """Measures the pack as it is now; with_pack=False, the plain base."""
         loss = neutral_loss = kl = 0.0
-        n_domain = n_neutral = 0
         with torch.no_grad(), self._autocast():
-            for ids, hidden in self._domain:
-                found, n = self._loss(ids, self._final(hidden))
-                loss, n_domain = loss + found, n_domain + n
-            for ids, hidden in self._neutral:
-                final = self._final(hidden)
-                plain = self._twin.forward_from(hidden, with_pack=False).final
-                found, n = self._loss(ids, final)
-                neutral_loss, n_neutral = neutral_loss + found, n_neutral + n
+            for blocks, hidden in self._domain:
+                loss += self._loss(blocks, self._final(hidden, with_pack))
+            for blocks, hidden in self._neutral:
+                final = self._final(hidden, with_pack)
+                plain = self._final(hidden, False)
+                neutral_loss += self._loss(blocks, final)
                 kl += float(kl_to_base(before_last(final), self._twin.head, before_last(plain)))
-        if not n_neutral:
-            return Measurement(loss / n_domain, None, None)
-        return Measurement(loss / n_domain, neutral_loss / n_neutral, kl / n_neutral)
+        loss /= sum(blocks.n_learnt for blocks, _ in self._domain)
+        if not self._neutral:
+            return Measurement(loss, None, None)
+        n_learnt = sum(blocks.n_learnt for blocks, _ in self._neutral)
+        n_rows = sum(blocks.n_tokens - len(blocks) for blocks, _ in self._neutral)
+        return Measurement(loss, neutral_loss / n_learnt, kl / n_rows)
 
-    def _entered(self, blocks: TokenBlocks) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        device = self._twin.head.device
+    def _entered(self, blocks: TokenBlocks) -> Iterator[tuple[TokenBlocks, torch.Tensor]]:
         for first in range(0, len(blocks), _BATCH_BLOCKS):
-            ids = torch.from_numpy(blocks[first : first + _BATCH_BLOCKS]).to(device)
+            part = blocks[first : first + _BATCH_BLOCKS]
+            ids = torch.from_numpy(part.ids).to(self._twin.head.device)
             with self._autocast():
-                yield ids, self._twin.enter(ids)
+                yield part, self._twin.enter(ids)
 
-    def _final(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._twin.forward_from(hidden).final
+    def _final(self, hidden: torch.Tensor, with_pack: bool) -> torch.Tensor:
+        return self._twin.forward_from(hidden, with_pack=with_pack).final
 
-    def _loss(self, ids: torch.Tensor, final: torch.Tensor) -> tuple[float, int]:
-        targets = ids[:, 1:].flatten()
-        return float(cross_entropy(before_last(final), self._twin.head, targets)), len(targets)
-
-
-def before_last(final: torch.Tensor) -> torch.Tensor:
-    """States that have a next token.
-
-    Args:
-        final: [n_seq, n_tokens, n_embd].
-
-    Returns:
-        [n_seq * (n_tokens - 1), n_embd].
-    """
-    return final[:, :-1].reshape(-1, final.shape[-1])
+    def _loss(self, blocks: TokenBlocks, final: torch.Tensor) -> float:
+        return float(NextToken().loss(final, self._twin.head, blocks))

@@ -9,9 +9,9 @@ from safetensors.numpy import save_file
 
 from modularbase.errors import InvalidRequestError
 from modularbase.packs.manifest import AdapterType, ExpertType, Manifest, Training
-from modularbase.packs.pack_file import PackFacts, write_pack
-from modularbase.packs.project import MANIFEST_FILE, WEIGHTS_FOLDER, read_manifest
-from modularbase.packs.weights import PackWeights
+from modularbase.packs.pack_file import PackFacts, read_pack, write_pack
+from modularbase.packs.project import MANIFEST_FILE, PARENT_FILE, WEIGHTS_FOLDER, read_manifest
+from modularbase.packs.weights import PROFILE, PackWeights
 from modularbase.packs.weights_file import SUFFIXES
 from modularbase.storage.disk import disk_errors
 from modularbase.storage.files import appearing
@@ -46,11 +46,11 @@ def provenance(
         command: What a user typed, or "".
         licence: Of the text, or "".
     """
-    sources = [*options.data, *(f"neutral: {path}" for path in options.neutral)]
+    sources = [*map(_shown, options.data), *(f"neutral: {_shown(p)}" for p in options.neutral)]
     changes = {
         "command": command,
         "seed": options.seed,
-        "data": tuple(map(str, sources)),
+        "data": tuple(sources),
         "data_licence": licence or before.data_licence,
         "n_tokens": report.n_tokens,
         "n_steps": report.n_steps,
@@ -64,11 +64,9 @@ def trained_manifest(manifest: Manifest, training: Training, report: FitReport) 
     A figure behind which nothing was measured, or which is not finite, is left out.
     """
     found = {f"heldout {name}": value for name, value in report.figures.items()}
-    found |= {
-        f"heldout {name} of the base": value
-        for name, value in report.base.items()
-        if name != "neutral_kl"
-    }
+    found |= {f"heldout {name} of the base": value for name, value in report.base.items()}
+    if manifest.training.derived_from:
+        found |= {f"heldout {name} of the parent": value for name, value in report.start.items()}
     kept = {name.replace("_", " "): value for name, value in found.items() if math.isfinite(value)}
     changes = {"training": training, "evaluation": {**manifest.evaluation, **kept}}
     return manifest.model_copy(update=changes)
@@ -88,11 +86,15 @@ def write_weights(project: Path, pack: PackModule, manifest: Manifest) -> Path:
     Raises:
         InstallError: The folder cannot be written.
     """
+    tensors = pack.to_arrays()
+    parent = project / PARENT_FILE
+    if parent.is_file():  # what queries the pack is for is not trained
+        tensors |= {n: a for n, a in read_pack(parent).tensors.items() if n == PROFILE}
     path = project / WEIGHTS_FOLDER / WEIGHTS_FILE
     with disk_errors(path.name, path):
         path.parent.mkdir(exist_ok=True)
     with appearing(path) as part:
-        save_file(pack.to_arrays(), part)
+        save_file(tensors, part)
     with appearing(project / MANIFEST_FILE) as part:
         part.write_text(manifest.to_json(), encoding="utf-8")
     return path
@@ -146,3 +148,9 @@ def save_result(
     manifest = read_manifest(options.project)
     training = provenance(manifest.training, options, report, command, licence)
     return write_weights(options.project, report.pack, trained_manifest(manifest, training, report))
+
+
+def _shown(path: Path) -> str:
+    """A path as a user of the working directory would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

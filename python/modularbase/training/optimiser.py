@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from modularbase.training.options import TrainOptions
+from modularbase.errors import InvalidRequestError
+from modularbase.training.options import PartRates, TrainOptions
 from modularbase.training.pack_module import PackModule
 
 _PARTS = {
@@ -21,19 +22,37 @@ _PARTS = {
 }
 
 
+def freeze_parts(pack: PackModule, rates: PartRates) -> None:
+    """Parts whose rate is 0 get no gradient; all others do."""
+    for name, parameter in pack.named_tensors():
+        parameter.requires_grad_(getattr(rates, part_of(name)) > 0)
+
+
+def part_of(name: str) -> str:
+    """The field of `PartRates` that a tensor of the pack file belongs to."""
+    return _PARTS[name.split(".")[2]]
+
+
 def make_optimiser(pack: PackModule, options: TrainOptions) -> torch.optim.AdamW:
     """An optimiser with a group for each part; `top_rate` is the group's rate at its highest.
 
+    Frozen parts have no group, so they are not decayed and have no state.
     Norms and token gates are not decayed: their neutral values are 1 and, through W_out, arbitrary.
+
+    Raises:
+        InvalidRequestError: All parts of the pack are frozen.
     """
     parts: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in pack.named_tensors():
-        parts.setdefault(_PARTS[name.split(".")[2]], []).append(parameter)
+        if parameter.requires_grad:
+            parts.setdefault(part_of(name), []).append(parameter)
     groups = []
     for part, parameters in parts.items():
         rate = options.learning_rate * getattr(options.rates, part)
         decay = 0.0 if part in ("norm", "token_gate") else options.weight_decay
         groups.append({"params": parameters, "lr": rate, "top_rate": rate, "weight_decay": decay})
+    if not groups:
+        raise InvalidRequestError("rates", "a part that this pack has", "only others")
     return torch.optim.AdamW(groups, betas=(0.9, 0.95))
 
 

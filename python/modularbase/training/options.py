@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -14,7 +14,10 @@ Precision = Literal["auto", "f32", "bf16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartRates:
-    """Learning rates of the parts of a pack, as multiples of `TrainOptions.learning_rate`."""
+    """Learning rates of the parts of a pack, as multiples of `TrainOptions.learning_rate`.
+
+    A part whose rate is 0 is frozen: its values stay as they are, bit for bit.
+    """
 
     w_in: float = 1.0
     norm: float = 1.0
@@ -23,13 +26,23 @@ class PartRates:
     w_out: float = 1.0
     token_gate: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense."""
+        rates = asdict(self)
+        for name, rate in rates.items():
+            if not 0 <= rate < float("inf"):
+                raise InvalidRequestError(f"rates.{name}", "0 or more", str(rate))
+        if not any(rates.values()):
+            raise InvalidRequestError("rates", "a part that is trained", "none")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """One run of stage 1.
+    """One run: which parts of the pack `rates` trains, and what it begins with, make the stage.
 
     Attributes:
         project: The pack's project folder; geometry and manifest come from there.
+        parent: Pack file whose weights the run begins with; None: a new pack.
         base: GGUF file of the base.
         data: Files or folders of the domain; none: the project's data/train.jsonl.
         heldout: Files or folders that are only measured on; none: drawn from `data`.
@@ -61,6 +74,7 @@ class TrainOptions:
 
     project: Path
     base: Path
+    parent: Path | None = None
     data: tuple[Path, ...] = ()
     heldout: tuple[Path, ...] = ()
     neutral: tuple[Path, ...] = ()
@@ -125,9 +139,25 @@ class TrainOptions:
         """Domain sequences of a step."""
         return self.batch_blocks - self.n_neutral
 
+    def moved_to(self, project: Path) -> TrainOptions:
+        """The same for a project that lies elsewhere now; what lies in it has moved along."""
+
+        def moved(path: Path) -> Path:
+            inside = path.is_relative_to(self.project)
+            return project / path.relative_to(self.project) if inside else path
+
+        return replace(
+            self,
+            project=project,
+            parent=self.parent and moved(self.parent),
+            data=tuple(map(moved, self.data)),
+            heldout=tuple(map(moved, self.heldout)),
+            neutral=tuple(map(moved, self.neutral)),
+        )
+
     def to_json(self) -> str:
-        """The options as a run folder keeps them."""
-        return json.dumps(asdict(self), indent=2, default=str) + "\n"
+        """The options as a run folder keeps them; paths hold in every working directory."""
+        return json.dumps(asdict(self), indent=2, default=_absolute) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> TrainOptions:
@@ -142,7 +172,7 @@ class TrainOptions:
             if unknown:
                 raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
             for name, kind in get_type_hints(cls).items():
-                if name in given and kind == Path:
+                if kind in (Path, Path | None) and given.get(name) is not None:
                     given[name] = Path(given[name])
                 elif name in given and kind == tuple[Path, ...]:
                     given[name] = tuple(map(Path, given[name]))
@@ -150,3 +180,7 @@ class TrainOptions:
             return cls(**given)
         except (ValueError, TypeError, AttributeError) as error:
             raise InvalidRequestError("options", "those of a run", str(error)) from error
+
+
+def _absolute(path: Path) -> str:
+    return str(path.absolute())

@@ -176,7 +176,11 @@ class PackModule(nn.Module):
         }
 
     def load_arrays(self, tensors: Mapping[str, FloatArray]) -> None:
-        """Takes weights by their names in the pack file; shapes and names have been checked."""
+        """Takes weights by their names in the pack file; shapes and names have been checked.
+
+        Token gates that are not among them stay as they are.
+        """
         with torch.no_grad():
             for name, parameter in self.named_tensors():
-                parameter.copy_(torch.from_numpy(tensors[name]))
+                if name in tensors or "token_gate" not in name:
+                    parameter.copy_(torch.from_numpy(tensors[name]))

@@ -67,15 +67,16 @@ class RunFolder:
         return self.path / "curves.png"
 
     def options(self) -> TrainOptions:
-        """What the run was told.
+        """What the run was told, for where its project lies now.
 
         Raises:
             InvalidRequestError: The file is missing or spoilt.
         """
         try:
-            return TrainOptions.from_json((self.path / _OPTIONS).read_text(encoding="utf-8"))
+            told = TrainOptions.from_json((self.path / _OPTIONS).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidRequestError("run", "a folder with options", str(error)) from error
+        return told.moved_to(self.path.parents[1])
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replaces the checkpoint; a crash leaves the old one.
@@ -106,6 +107,10 @@ class RunFolder:
         path = self.path / _METRICS
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
+
+    def measured(self) -> list[dict[str, Any]]:
+        """The lines of measurements: the plain base's, then those of the pack."""
+        return [row for row in self.metrics() if row["kind"] != "train"]
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of steps that will be done again."""

@@ -1,4 +1,4 @@
-"""Steps of stage 1, and the state that lets a run go on where it stopped."""
+"""Steps of a run, and the state that lets a run go on where it stopped."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from modularbase.engine import build_info
 from modularbase.errors import InvalidRequestError, TrainingError
 from modularbase.training.data import Batch, Mixture
-from modularbase.training.evaluation import HeldOut, Measurement, before_last
-from modularbase.training.losses import cross_entropy, kl_to_base
-from modularbase.training.optimiser import make_optimiser, rate_factor, set_rates
+from modularbase.training.evaluation import HeldOut, Measurement
+from modularbase.training.losses import kl_to_base
+from modularbase.training.objective import NextToken, Objective, before_last
+from modularbase.training.optimiser import freeze_parts, make_optimiser, rate_factor, set_rates
 from modularbase.training.options import TrainOptions
 from modularbase.training.twin import Twin
 
@@ -44,13 +46,19 @@ class Trainer:
     Attributes:
         step: Steps done.
         n_tokens: Tokens trained on.
-        best: The best measurement's loss, and the step it was made at.
+        best: The best measurement's total loss, and the step it was made at.
         n_worse: Measurements since then.
         best_weights: The pack's weights at that step.
     """
 
     def __init__(
-        self, twin: Twin, mixture: Mixture, heldout: HeldOut, options: TrainOptions, digest: str
+        self,
+        twin: Twin,
+        mixture: Mixture,
+        heldout: HeldOut,
+        options: TrainOptions,
+        digest: str,
+        objective: Objective | None = None,
     ) -> None:
         """Starts at step 0.
 
@@ -60,10 +68,12 @@ class Trainer:
             heldout: What is measured on.
             options: The run's.
             digest: Of all text, so that a run does not go on with another.
+            objective: What the domain's text teaches; None: the next token.
         """
         self._twin, self._mixture, self._heldout, self._options = twin, mixture, heldout, options
-        self._digest = digest
+        self._digest, self._objective = digest, objective or NextToken()
         self._autocast = make_autocast(options)
+        freeze_parts(twin.pack, options.rates)
         self._optimiser = make_optimiser(twin.pack, options)
         self.step = self.n_tokens = self.n_worse = 0
         self.best = (math.inf, 0)
@@ -100,12 +110,17 @@ class Trainer:
     def measure(self) -> Measurement:
         """Measures the pack and remembers the best."""
         found = self._heldout.measure()
-        if found.loss < self.best[0]:
-            self.best, self.n_worse = (found.loss, self.step), 0
+        total = found.total(self._options.kl_weight)
+        if total < self.best[0]:
+            self.best, self.n_worse = (total, self.step), 0
             self.best_weights = self._weights()
         else:
             self.n_worse += 1
         return found
+
+    def measure_base(self) -> Measurement:
+        """Measures the plain base."""
+        return self._heldout.measure(with_pack=False)
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs."""
@@ -138,21 +153,19 @@ class Trainer:
         """Adds a piece's part of the step's gradient; returns its part of the step's losses."""
         options, twin = self._options, self._twin
         device = twin.head.device
-        domain = torch.from_numpy(piece.domain).to(device)
-        n_domain = len(domain)
-        ids = torch.cat([domain, torch.from_numpy(piece.neutral).to(device)])
+        n_domain = len(piece.domain)
+        ids = torch.from_numpy(np.concatenate([piece.domain.ids, piece.neutral.ids])).to(device)
         with self._autocast():
             hidden = twin.enter(ids)
             output = twin.forward_from(hidden)
-            targets = domain[:, 1:].flatten()
-            final = before_last(output.final[:n_domain])
-            loss = cross_entropy(final, twin.head, targets) / _n_targets(whole.domain.shape)
+            final = output.final[:n_domain]
+            loss = self._objective.loss(final, twin.head, piece.domain) / whole.domain.n_learnt
             kl = torch.zeros_like(loss)
             if len(ids) > n_domain:
                 plain = twin.forward_from(hidden[n_domain:], with_pack=False).final
                 final = before_last(output.final[n_domain:])
                 kl = kl_to_base(final, twin.head, before_last(plain))
-                kl = kl / _n_targets(whole.neutral.shape)
+                kl = kl / (whole.neutral.n_tokens - len(whole.neutral))
         share = ids.numel() / whole.n_tokens
         balance, z_loss = output.balance * share, output.z_loss * share
         total = loss + options.kl_weight * kl
@@ -168,8 +181,3 @@ class Trainer:
     def _weights(self) -> dict[str, torch.Tensor]:
         state = self._twin.pack.state_dict()
         return {name: value.detach().clone() for name, value in state.items()}
-
-
-def _n_targets(shape: tuple[int, ...]) -> int:
-    n_blocks, block_tokens = shape
-    return n_blocks * (block_tokens - 1)

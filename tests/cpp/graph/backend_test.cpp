@@ -35,3 +35,15 @@ TEST_CASE("memory that cannot be had is an error that says for what") {
   CHECK_THROWS_WITH_AS(backend.allocate(ctx.get(), "a test"), "CPU: could not allocate a test",
                        DeviceError);
 }
+
+TEST_CASE("a graph with an operation that the device lacks is an error, and nothing is computed") {
+  const Backend backend("cpu", 1);
+  Graph graph(4);
+  GraphBuilder g(graph);
+  Tensor weight = g.input("weight", GGML_TYPE_F32, 4, 3);
+  Tensor x =
+      g.input("x", GGML_TYPE_F16, 4, 5);  // ggml's CPU wants F32, or the type of its dot product
+  g.output(ggml_mul_mat(g.ctx(), weight, x), "product");
+  CHECK_THROWS_WITH_AS(graph.allocate(backend), "CPU: cannot compute MUL_MAT (node 'product')",
+                       DeviceError);
+}

@@ -68,16 +68,19 @@ TEST_CASE("large logits do not overflow, and excluded tokens count for nothing")
   CHECK(target_logprob(row.data(), 4, 1) == -inf);
 }
 
-TEST_CASE("the node gives every row's own target") {
+TEST_CASE("the nodes give every row's own target") {
   constexpr std::int64_t kVocab = 333, kRows = 7;
   Backend backend("cpu", 3);
-  Graph graph(8);
+  Graph graph(24);
   GraphBuilder g(graph);
   Tensor logits = g.input("logits", GGML_TYPE_F32, kVocab, kRows);
   Tensor targets = g.input("targets", GGML_TYPE_I32, kRows);
   Tensor out = g.output(target_logprob_node(g, logits, targets), "logprobs");
-  CHECK(out->ne[0] == 1);
-  CHECK(out->ne[1] == kRows);
+  Tensor reference = g.output(target_logprob_reference(g, logits, targets), "reference");
+  for (const Tensor found : {out, reference}) {
+    CHECK(found->ne[0] == 1);
+    CHECK(found->ne[1] == kRows);
+  }
   graph.allocate(backend);
   const std::vector<float> rows = random_row(kVocab * kRows, 3.0f, 9);
   const std::vector<TokenId> ids = {0, 332, 5, 5, 100, 17, 300};
@@ -87,6 +90,8 @@ TEST_CASE("the node gives every row's own target") {
   for (std::size_t i = 0; i < kRows; ++i) {
     const double want = expected(rows.data() + i * kVocab, kVocab, ids[i]);
     CHECK(std::abs(static_cast<const float*>(out->data)[i] - want) <= tolerance(want));
+    // The reference sums in float: a few units of the sum's last place.
+    CHECK(std::abs(static_cast<const float*>(reference->data)[i] - want) <= 4 * tolerance(want));
   }
   Tensor wrong = g.input("wrong", GGML_TYPE_I32, kRows + 1);
   CHECK_THROWS_AS(target_logprob_node(g, logits, wrong), Error);

@@ -17,6 +17,7 @@ from modularbase.errors import InstallError, InvalidRequestError, PackFormatErro
 from modularbase.packs.archive import unpack
 from modularbase.packs.build import build, quantize
 from modularbase.packs.install import install
+from modularbase.packs.manifest import Origin
 from modularbase.packs.pack_file import inspect_pack, read_pack
 from modularbase.packs.project import read_config, read_manifest
 from modularbase.packs.scaffold import default_sites, id_of, init_project
@@ -270,7 +271,9 @@ def test_quantize(tmp_path: Path) -> None:
     assert report.archive is None and report.gguf == tmp_path / "b.gguf"
     facts = inspect_pack(tmp_path / "b.gguf")
     assert (facts.expert_type, facts.manifest.version) == ("q4_k", "1.0.1")
-    assert facts.manifest.training.derived_from == "sha256:" + sha256_of(source, nothing)
+    digest = "sha256:" + sha256_of(source, nothing)
+    origin = Origin(id="python_code", version="1.0.0", digest=digest)
+    assert facts.manifest.training.derived_from == origin
     assert 0.04 < report.errors["site.0.expert_up.weight"] < 0.09
     assert report.errors["site.0.in.weight"] == 0, "F16 stays F16"
     with pytest.raises(InvalidRequestError, match="another one than"):

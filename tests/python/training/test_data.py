@@ -10,7 +10,7 @@ import pytest
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.engine import read_metadata
 from modularbase.errors import InvalidRequestError
-from modularbase.training.data import Mixture, pack_blocks, split_blocks
+from modularbase.training.data import Mixture, TokenBlocks, pack_blocks, split_blocks
 from modularbase.training.texts import read_documents
 from tests.conftest import TinyModelFactory
 from tests.tools.gguf_edit import copy_gguf
@@ -24,8 +24,8 @@ def tokenizer(tiny_model: TinyModelFactory) -> Tokenizer:
 
 def test_documents_follow_each_other_behind_an_end(tokenizer: Tokenizer) -> None:
     blocks = pack_blocks(["abc", "defg<|end|>"], tokenizer, 5)
-    assert blocks.shape == (3, 5)
-    text = blocks.flatten().tolist()
+    assert blocks.ids.shape == (3, 5)
+    text = blocks.ids.flatten().tolist()
     assert text[3] == tokenizer.eos_id  # and the one in the text is characters
     assert tokenizer.decode(text) == "abcdefg<|end|>"
 
@@ -33,7 +33,7 @@ def test_documents_follow_each_other_behind_an_end(tokenizer: Tokenizer) -> None
 def test_blocks_begin_as_the_base_expects(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
     changes = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 300}
     path = copy_gguf(tiny_model().path, tmp_path / "bos.gguf", changes=changes)
-    blocks = pack_blocks(["abcdefgh"], Tokenizer.from_metadata(read_metadata(path)), 5)
+    blocks = pack_blocks(["abcdefgh"], Tokenizer.from_metadata(read_metadata(path)), 5).ids
     assert blocks[:, 0].tolist() == [300, 300] and blocks[1, 1] == blocks[0, 1] + 4
 
 
@@ -70,13 +70,13 @@ def test_spoilt_text_is_refused(
 
 
 def test_held_out_blocks_are_drawn_and_not_trained_on() -> None:
-    blocks = np.arange(200, dtype=np.int64).reshape(100, 2)
+    blocks = TokenBlocks.of(np.arange(200, dtype=np.int64).reshape(100, 2))
     corpus = split_blocks(blocks, share=0.1, most=50, seed=1, kind="data")
     assert (len(corpus.train), len(corpus.heldout)) == (90, 10)
-    together = np.concatenate([corpus.train, corpus.heldout])
-    assert np.array_equal(np.sort(together, axis=0), blocks)
+    together = np.concatenate([corpus.train.ids, corpus.heldout.ids])
+    assert np.array_equal(np.sort(together, axis=0), blocks.ids)
     other = split_blocks(blocks, share=0.1, most=50, seed=2, kind="data")
-    assert not np.array_equal(corpus.heldout, other.heldout)
+    assert not np.array_equal(corpus.heldout.ids, other.heldout.ids)
     assert corpus.digest() != other.digest()
     assert len(split_blocks(blocks, share=0.9, most=50, seed=1, kind="data").heldout) == 50
     with pytest.raises(InvalidRequestError, match="neutral"):
@@ -84,13 +84,13 @@ def test_held_out_blocks_are_drawn_and_not_trained_on() -> None:
 
 
 def test_the_order_depends_on_seed_and_step_alone() -> None:
-    domain = np.arange(10, dtype=np.int64)[:, None]
-    neutral = 100 + np.arange(4, dtype=np.int64)[:, None]
+    domain = column(range(10))
+    neutral = column(range(100, 104))
 
     def batches(seed: int, steps: range) -> list[list[int]]:
         mixture = Mixture(domain, neutral, n_domain=3, n_neutral=1, seed=seed)
         found = [mixture.batch(step) for step in steps]
-        return [[*b.domain[:, 0].tolist(), *b.neutral[:, 0].tolist()] for b in found]
+        return [[*b.domain.ids[:, 0].tolist(), *b.neutral.ids[:, 0].tolist()] for b in found]
 
     whole = batches(1, range(20))
     assert batches(1, range(7, 20)) == whole[7:]
@@ -103,9 +103,15 @@ def test_the_order_depends_on_seed_and_step_alone() -> None:
 
 
 def test_pieces_cover_a_step() -> None:
-    blocks = np.arange(10, dtype=np.int64)[:, None]
-    batch = Mixture(blocks, blocks + 100, n_domain=5, n_neutral=2, seed=0).batch(0)
+    blocks = column(range(10))
+    batch = Mixture(blocks, column(range(100, 110)), n_domain=5, n_neutral=2, seed=0).batch(0)
     pieces = batch.pieces(3)
     assert [len(piece.domain) for piece in pieces] == [2, 2, 1]
     assert sum(piece.n_tokens for piece in pieces) == batch.n_tokens
-    assert np.array_equal(np.concatenate([piece.neutral for piece in pieces]), batch.neutral)
+    together = np.concatenate([piece.neutral.ids for piece in pieces])
+    assert np.array_equal(together, batch.neutral.ids)
+
+
+def column(ids: range) -> TokenBlocks:
+    """Blocks of one token."""
+    return TokenBlocks.of(np.asarray(ids, np.int64)[:, None])

@@ -18,6 +18,7 @@ from modularbase.packs.project import CONFIG_FILE
 from modularbase.training.fit import FitReport, StepReport, fit, resume
 from modularbase.training.optimiser import rate_factor
 from modularbase.training.options import PartRates, TrainOptions
+from modularbase.training.pack_module import PackModule
 from modularbase.training.run_folder import RunFolder
 from modularbase.training.trainer import Trainer
 from tests.conftest import TinyModelFactory
@@ -156,12 +157,13 @@ def test_runs_beside_the_main_thread(options: TrainOptions) -> None:
 
 
 def test_a_run_that_gets_no_better_ends(options: TrainOptions) -> None:
-    patient = replace(options, learning_rate=1.0, eval_every=1, patience=3, steps=30)
+    patient = replace(options, learning_rate=2.0, eval_every=1, patience=3, steps=30)
     report = fit(patient)
-    losses = [row["loss"] for row in rows(options.project) if row["kind"] == "heldout"]
+    found = [row for row in rows(options.project) if row["kind"] == "heldout"]
+    totals = [row["loss"] + row["neutral_kl"] for row in found]
     assert report.stopped_early and report.n_steps == report.best_step + 3 < 30
-    assert losses[report.best_step] == min(losses)
-    assert report.figures["perplexity"] == pytest.approx(torch.tensor(min(losses)).exp().item())
+    assert totals[report.best_step] == min(totals)
+    assert report.figures["perplexity"] == found[report.best_step]["perplexity"]
     state = RunFolder(report.run).load()
     assert state is not None
     for name, value in report.pack.state_dict().items():
@@ -170,7 +172,7 @@ def test_a_run_that_gets_no_better_ends(options: TrainOptions) -> None:
 
 
 def test_patience_goes_on_where_a_run_stopped(options: TrainOptions) -> None:
-    patient = replace(options, learning_rate=1.0, eval_every=1, save_every=1, patience=3)
+    patient = replace(options, learning_rate=2.0, eval_every=1, save_every=1, patience=3)
     patient = replace(patient, steps=30)
     whole = fit(patient)
     assert whole.stopped_early
@@ -201,13 +203,34 @@ def test_bf16_learns_alike(options: TrainOptions) -> None:
     )  # 8 bits of mantissa
 
 
-def test_part_rates_of_zero_leave_the_part_as_it_was(options: TrainOptions) -> None:
-    rates = PartRates(w_in=0.0, experts=0.0)
-    still = fit(replace(options, steps=3, rates=rates, eval_every=1)).pack.to_arrays()
-    start = fit(replace(options, steps=1, learning_rate=1e-30)).pack.to_arrays()
-    for part, moves in (("in", False), ("expert_up", False), ("out", True), ("router", True)):
-        name = f"site.0.{part}.weight"
-        assert (still[name] != start[name]).any() == moves, part
+def test_frozen_parts_stay_bit_for_bit(options: TrainOptions) -> None:
+    rates = PartRates(w_in=0.0, experts=0.0, norm=0.0)
+    # So heavy a decay would show in a part that is not frozen.
+    heavy = replace(options, steps=3, rates=rates, eval_every=1, weight_decay=10.0)
+    report = fit(heavy)
+    start = PackModule(report.pack.geometry, seed=options.seed)
+    frozen = {"in", "norm", "expert_gate", "expert_up", "expert_down"}
+    pairs = zip(report.pack.named_tensors(), start.named_tensors(), strict=True)
+    for (name, found), (_, before) in pairs:
+        is_frozen = name.split(".")[2] in frozen
+        assert found.requires_grad != is_frozen
+        assert torch.equal(found, before) == is_frozen, name
+    state = RunFolder(report.run).load()
+    assert state is not None
+    n_trained = sum(parameter.requires_grad for parameter in report.pack.parameters())
+    assert len(state["optimiser"]["state"]) == n_trained == 8
+
+
+def test_something_must_be_trained(options: TrainOptions) -> None:
+    nothing = dict.fromkeys(("w_in", "norm", "router", "experts", "w_out", "token_gate"), 0.0)
+    with pytest.raises(InvalidRequestError, match="rates"):
+        PartRates(**nothing)
+    with pytest.raises(InvalidRequestError, match=r"rates\.norm"):
+        PartRates(norm=-1.0)
+    config = options.project / CONFIG_FILE
+    config.write_text(config.read_text().replace("token_gates = true", "token_gates = false"))
+    with pytest.raises(InvalidRequestError, match="rates"):
+        fit(replace(options, rates=PartRates(**{**nothing, "token_gate": 1.0})))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(

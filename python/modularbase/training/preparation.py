@@ -1,0 +1,130 @@
+"""What a run begins with: text, base and pack."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from modularbase.bases.tokenizer import Tokenizer
+from modularbase.engine import read_metadata
+from modularbase.errors import InvalidRequestError, PackFormatError
+from modularbase.packs.pack_file import read_pack
+from modularbase.packs.project import CONFIG_FILE, DATA_FOLDER, GeometryConfig, read_config
+from modularbase.packs.weights import PackGeometry
+from modularbase.training.base_model import load_base
+from modularbase.training.data import (
+    Corpus,
+    Mixture,
+    TokenBlocks,
+    check_blocks,
+    pack_blocks,
+    split_blocks,
+)
+from modularbase.training.evaluation import HeldOut
+from modularbase.training.objective import Objective
+from modularbase.training.options import TrainOptions
+from modularbase.training.pack_module import PackModule
+from modularbase.training.texts import read_documents
+from modularbase.training.trainer import Trainer, make_autocast
+from modularbase.training.twin import Twin
+
+
+def prepare(options: TrainOptions, objective: Objective | None) -> tuple[Trainer, PackModule]:
+    """Reads base, text and weights; the trainer is at step 0.
+
+    Args:
+        options: The run's.
+        objective: What the domain's text teaches; None: the next token.
+
+    Raises:
+        InvalidRequestError: Options or text make no sense.
+        PackFormatError: The project or the parent is not sound, or they differ.
+        BaseLoadError: The base cannot be trained on.
+    """
+    if options.n_threads:
+        torch.set_num_threads(options.n_threads)
+    config = read_config(options.project)
+    tokenizer = Tokenizer.from_metadata(read_metadata(options.base))
+    domain, neutral = _domain(options, tokenizer), _neutral(options, tokenizer)
+    base = load_base(options.base)
+    geometry = _geometry(config.geometry, base.config.hidden_size, base.config.num_hidden_layers)
+    pack = PackModule(
+        geometry,
+        seed=options.seed,
+        scale=config.geometry.scale,
+        token_gates=config.geometry.token_gates,
+    )
+    if options.parent:
+        _begin_with(pack, options.parent)
+    twin = Twin(base.to(options.device), pack.to(options.device))
+    heldout = HeldOut(twin, domain.heldout, neutral.heldout, make_autocast(options))
+    mixture = Mixture(
+        domain.train,
+        neutral.train,
+        n_domain=options.n_domain,
+        n_neutral=options.n_neutral,
+        seed=options.seed,
+    )
+    digest = f"{domain.digest()} {neutral.digest()}"
+    return Trainer(twin, mixture, heldout, options, digest, objective), pack
+
+
+def _domain(options: TrainOptions, tokenizer: Tokenizer) -> Corpus:
+    folder = options.project / DATA_FOLDER
+    data = options.data or (folder / "train.jsonl",)
+    held = options.heldout or (() if options.data else (folder / "heldout.jsonl",))
+    blocks = pack_blocks(read_documents(data), tokenizer, options.block_tokens)
+    if not held:
+        share, most = options.heldout_share, options.heldout_blocks
+        return split_blocks(blocks, share=share, most=most, seed=options.seed, kind="data")
+    measured = pack_blocks(read_documents(held), tokenizer, options.block_tokens)
+    check_blocks(blocks, 1, "data")
+    check_blocks(measured, 1, "heldout")
+    return Corpus(blocks, measured[: options.heldout_blocks])
+
+
+def _neutral(options: TrainOptions, tokenizer: Tokenizer) -> Corpus:
+    if not options.neutral:
+        nothing = TokenBlocks.of(np.zeros((0, options.block_tokens), np.int64))
+        return Corpus(nothing, nothing)
+    blocks = pack_blocks(read_documents(options.neutral), tokenizer, options.block_tokens)
+    share, most = options.heldout_share, options.heldout_blocks
+    return split_blocks(blocks, share=share, most=most, seed=options.seed, kind="neutral")
+
+
+def _geometry(said: GeometryConfig, n_embd: int, n_layer: int) -> PackGeometry:
+    if said.sites[-1] >= n_layer:
+        expected = f"layers of the base, below {n_layer}"
+        raise InvalidRequestError("geometry.sites", expected, str(said.sites[-1]))
+    return PackGeometry(
+        n_embd=n_embd,
+        d_inner=said.d_inner,
+        d_ff=said.d_ff,
+        n_expert=said.n_expert,
+        n_expert_used=said.n_expert_used,
+        sites=said.sites,
+        norm_eps=said.norm_eps,
+    )
+
+
+def _begin_with(pack: PackModule, parent: Path) -> None:
+    """Takes a pack file's weights; token gates that it lacks stay as those of a new pack."""
+    found = read_pack(parent)
+    has_gates = any("token_gate" in name for name in found.tensors)
+    shape = replace(pack.geometry, norm_eps=_as_stored(pack.geometry.norm_eps))
+    for field, there, wanted in (
+        ("geometry", found.geometry, shape),
+        ("scale", found.scale, _as_stored(pack.scale)),
+        ("token gates", has_gates, has_gates and pack.token_gates),
+    ):
+        if there != wanted:
+            expected = f"{wanted}, as {CONFIG_FILE} says"
+            raise PackFormatError(str(parent), field, expected, str(there))
+    pack.load_arrays(found.tensors)
+
+
+def _as_stored(value: float) -> float:
+    return float(np.float32(value))
