@@ -15,7 +15,7 @@ from modularbase.cli.console import DEFAULT_BASE, Base, Json, err, out
 from modularbase.cli.live_engine import OtherUser, ask
 from modularbase.cli.live_screen import ScreenView
 from modularbase.cli.live_view import JsonView, LineView, LiveRow, View
-from modularbase.cli.train_extra import need_extra
+from modularbase.cli.train_run import need_extra
 from modularbase.engine import Engine
 from modularbase.errors import ChannelError, InvalidRequestError, TrainingError
 from modularbase.training.lesson import Fact, error_table

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +22,9 @@ from modularbase.errors import ModularBaseError
 from modularbase.packs.scaffold import default_sites
 from modularbase.packs.weights import PackGeometry
 from modularbase.training.base_model import load_base
-from modularbase.training.data import Mixture, TokenBlocks, pack_blocks
+from modularbase.training.data import Mixture, TokenBlocks
 from modularbase.training.evaluation import HeldOut
-from modularbase.training.lesson import error_table
+from modularbase.training.lesson import Fact, error_table
 from modularbase.training.live_protocol import LiveOptions, LiveReport, end_with_stdin
 from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
@@ -33,12 +33,10 @@ from modularbase.training.trainer import Trainer, make_autocast
 from modularbase.training.twin import Twin
 
 _WIDTH = 256  # of the pack's inner states, and of its experts
-_N_ORDERS = 4  # in which the lesson is written out, so that no fact has the same ones before it
-_BLOCK_TOKENS = 128
-_BATCH_BLOCKS = 4
-_LEARNING_RATE = 3e-3
+_BATCH_FACTS = 16  # of a step
+_LEARNING_RATE = 2e-3
 _WARMUP_STEPS = 5
-_MIN_STEPS = 50  # however slow the machine is
+_MIN_STEPS = 40  # however slow the machine is
 
 Watch = Callable[[LiveReport], None]
 
@@ -81,7 +79,7 @@ class LiveTrainer:
         self.pack = PackModule(geometry, seed=options.seed)
         self._twin = RememberingTwin(base, self.pack)
         tokenizer = Tokenizer.from_metadata(read_metadata(options.base))
-        self._blocks = _lesson_blocks(tokenizer, options.seed)
+        self._blocks = _lesson_blocks(tokenizer, error_table())
 
     def run(self, channel: PackChannel, watch: Watch) -> None:
         """Trains, and publishes.
@@ -118,8 +116,8 @@ class LiveTrainer:
         first = {name: value.clone() for name, value in self.pack.state_dict().items()}
         trial = self._trainer(n_steps=_MIN_STEPS)
         with make_autocast(self._train_options(n_steps=_MIN_STEPS))():
-            for batch in np.array_split(self._blocks, len(self._blocks) // _BATCH_BLOCKS):
-                self._twin.enter(torch.from_numpy(batch))
+            for ids in torch.from_numpy(self._blocks.ids).split(_BATCH_FACTS):
+                self._twin.enter(ids)
         trial.train_step()  # the first one takes longer
         begin_s = time.perf_counter()
         trial.train_step()
@@ -132,7 +130,7 @@ class LiveTrainer:
         options, nothing = self._train_options(n_steps), self._blocks[:0]
         heldout = HeldOut(self._twin, nothing, nothing, make_autocast(options))
         mixture = Mixture(
-            self._blocks, nothing, n_domain=_BATCH_BLOCKS, n_neutral=0, seed=options.seed
+            self._blocks, nothing, n_domain=_BATCH_FACTS, n_neutral=0, seed=options.seed
         )
         return Trainer(self._twin, mixture, heldout, options, digest="")
 
@@ -141,19 +139,25 @@ class LiveTrainer:
             project=Path(),
             base=self._options.base,
             steps=n_steps,
-            block_tokens=_BLOCK_TOKENS,
-            batch_blocks=_BATCH_BLOCKS,
+            batch_blocks=_BATCH_FACTS,
             learning_rate=_LEARNING_RATE,
             warmup_steps=_WARMUP_STEPS,
             seed=self._options.seed,
         )
 
 
-def _lesson_blocks(tokenizer: Tokenizer, seed: int) -> TokenBlocks:
-    texts = [fact.question + fact.ending for fact in error_table()]
-    draw = np.random.default_rng(seed)
-    orders = ["".join(draw.permutation(texts)) for _ in range(_N_ORDERS)]
-    return pack_blocks(["".join(orders)], tokenizer, _BLOCK_TOKENS)
+def _lesson_blocks(tokenizer: Tokenizer, facts: Sequence[Fact]) -> TokenBlocks:
+    """A sequence for each fact, as it is asked; what is learnt is its ending."""
+    questions = [tokenizer.encode(fact.question) for fact in facts]
+    endings = [tokenizer.encode_plain(fact.ending) for fact in facts]
+    lengths = [(len(q), len(e)) for q, e in zip(questions, endings, strict=True)]
+    shape = len(facts), max(map(sum, lengths))
+    ids, learnt = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+    for row, (n_question, n_ending) in enumerate(lengths):
+        n = n_question + n_ending
+        ids[row, :n] = questions[row] + endings[row]
+        learnt[row, n_question:n] = True
+    return TokenBlocks(ids, learnt)
 
 
 def _say(report: LiveReport) -> None:
