@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from modularbase.cli.console import DEFAULT_BASE, Base, err, out
+from modularbase.cli.demo_live import live
 from modularbase.engine import Engine
 from modularbase.packs.manifest import Manifest
 from modularbase.packs.pack_file import write_pack
@@ -19,6 +20,7 @@ from modularbase.packs.weights import PackGeometry
 from modularbase.types import EngineOptions, PackUse, Result
 
 demo_app = typer.Typer(no_args_is_help=True)
+demo_app.command()(live)
 
 _PROMPT = "The three most important things to know about the ocean are"
 _NAMES = ("coral", "tide")
