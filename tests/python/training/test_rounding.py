@@ -20,6 +20,7 @@ from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
 from modularbase.training.preparation import prepare
 from modularbase.training.rounding import Rounding
+from modularbase.training.run_folder import RunFolder
 from tests.conftest import TinyModelFactory
 from tests.python.packs.small_packs import small_manifest
 from tests.python.training.toy import GEOMETRY, make_project, toy_options
@@ -39,6 +40,12 @@ def options(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModelFacto
 def report(options: TrainOptions) -> FitReport:
     """That run."""
     return fit(options)
+
+
+def losses(report: FitReport, kind: str) -> list[float]:
+    """Those of a run's steps ("train") or measurements ("heldout"), in order."""
+    rows = RunFolder(report.run).metrics()
+    return [row["loss"] for row in rows if row["kind"] == kind]
 
 
 def shipped(options: TrainOptions, pack: PackModule, folder: Path, experts: ExpertType) -> float:
@@ -118,11 +125,14 @@ def test_frozen_parts_of_a_parent_are_left_alone() -> None:
         assert not torch.equal(pack.sites[0].expert_up, fresh)
 
 
-def test_the_best_is_one_of_the_rounded(options: TrainOptions) -> None:
+def test_the_last_steps_are_rounded_and_the_best_is_one_of_them(options: TrainOptions) -> None:
     # At this rate the first step is the best of all.
     wild = replace(options, steps=6, qat_steps=3, eval_every=1, learning_rate=2.0)
-    assert fit(replace(wild, qat_steps=0)).best_step < wild.qat_start
-    assert fit(wild).best_step >= wild.qat_start
+    plain, aware = fit(replace(wild, qat_steps=0)), fit(wild)
+    assert plain.best_step < wild.qat_start <= aware.best_step
+    for kind, n_rounded in (("train", 3), ("heldout", 4)):  # from behind step 3 on
+        alike = [a == b for a, b in zip(losses(plain, kind), losses(aware, kind), strict=True)]
+        assert alike == [True] * 3 + [False] * n_rounded, kind
 
 
 def test_resumed_in_the_middle_it_is_the_same(options: TrainOptions, report: FitReport) -> None:
