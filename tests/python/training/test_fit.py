@@ -15,6 +15,7 @@ import torch
 
 from modularbase.errors import InvalidRequestError, PackFormatError, TrainingError
 from modularbase.packs.project import CONFIG_FILE
+from modularbase.training.evaluation import HeldOut, Measurement
 from modularbase.training.fit import FitReport, StepReport, fit, resume
 from modularbase.training.optimiser import rate_factor
 from modularbase.training.options import PartRates, TrainOptions
@@ -178,6 +179,15 @@ def test_a_run_that_gets_no_better_ends(options: TrainOptions) -> None:
     for name, value in report.pack.state_dict().items():
         assert torch.equal(value, state["best_weights"][name])
     assert not torch.equal(report.pack.sites[0].w_out, state["weights"]["sites.0.w_out"])
+
+
+def test_the_best_is_the_best_at_all_that_is_trained(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The lowest loss on the domain, at step 2, is bought with neutral text.
+    found = iter(Measurement(loss, 2.0, kl) for loss, kl in ((2.0, 0.0), (1.0, 0.5), (0.9, 0.7)))
+    monkeypatch.setattr(HeldOut, "measure", lambda self: next(found))
+    assert fit(replace(options, steps=2, eval_every=1)).best_step == 1
 
 
 def test_patience_goes_on_where_a_run_stopped(options: TrainOptions) -> None:

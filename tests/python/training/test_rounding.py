@@ -13,6 +13,7 @@ from modularbase.errors import InvalidRequestError
 from modularbase.packs.manifest import ExpertType, Quantisation
 from modularbase.packs.pack_file import read_pack, rounded
 from modularbase.packs.project import read_manifest
+from modularbase.packs.random_pack import random_weights
 from modularbase.training.export import export_pack
 from modularbase.training.fit import FitReport, fit, no_state_watch, resume
 from modularbase.training.objective import NextToken
@@ -20,7 +21,9 @@ from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
 from modularbase.training.preparation import prepare
 from modularbase.training.rounding import Rounding
+from modularbase.training.run_folder import RunFolder
 from tests.conftest import TinyModelFactory
+from tests.python.packs.small_packs import small_manifest
 from tests.python.training.toy import GEOMETRY, make_project, toy_options
 
 ROUGH = Quantisation(experts="q4_0", adapters="f16")
@@ -40,6 +43,12 @@ def report(options: TrainOptions) -> FitReport:
     return fit(options)
 
 
+def losses(report: FitReport, kind: str) -> list[float]:
+    """Those of a run's steps ("train") or measurements ("heldout"), in order."""
+    rows = RunFolder(report.run).metrics()
+    return [row["loss"] for row in rows if row["kind"] == kind]
+
+
 def shipped(options: TrainOptions, pack: PackModule, folder: Path, experts: ExpertType) -> float:
     """Held-out perplexity of a pack file, by the twin."""
     path = folder / f"{experts}.gguf"
@@ -57,16 +66,27 @@ def test_the_figures_are_those_of_the_file(
     assert found == pytest.approx(report.figures["perplexity"], rel=1e-6)
 
 
-def test_rounding_costs_less_than_without(
-    options: TrainOptions, report: FitReport, tmp_path: Path
-) -> None:
-    plain = fit(replace(options, qat_steps=0)).pack
-    lost = {}
-    for name, pack in (("aware", report.pack), ("plain", plain)):
-        (tmp_path / name).mkdir()
-        exact, rough = (shipped(options, pack, tmp_path / name, t) for t in ("f16", "q4_0"))
-        lost[name] = rough / exact - 1
-    assert lost["aware"] < lost["plain"], lost
+def test_steps_with_rounded_weights_win_back_what_rounding_took() -> None:
+    shape = replace(GEOMETRY, sites=(1,))
+    manifest = small_manifest()
+    pack = PackModule(shape, token_gates=False)
+    pack.load_arrays(random_weights(manifest, shape, seed=0).tensors)
+    site = pack.sites[0]
+    x = torch.randn(64, shape.n_embd, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = site(x).delta
+    rounding = Rounding(pack, ROUGH, has_parent=False)
+    optimiser = torch.optim.AdamW(pack.parameters(), lr=1e-4)
+    errors = []
+    for _ in range(25):
+        optimiser.zero_grad()
+        with rounding.applied():
+            error = (site(x).delta - exact).square().sum() / exact.square().sum()
+            error.backward()
+        optimiser.step()
+        errors.append(error.sqrt().item())
+    assert errors[0] > 0.02, "INT4 takes something"
+    assert errors[-1] < 0.7 * errors[0], errors
 
 
 def test_weights_are_rounded_inside_and_exact_behind() -> None:
@@ -106,11 +126,14 @@ def test_frozen_parts_of_a_parent_are_left_alone() -> None:
         assert not torch.equal(pack.sites[0].expert_up, fresh)
 
 
-def test_the_best_is_one_of_the_rounded(options: TrainOptions) -> None:
+def test_the_last_steps_are_rounded_and_the_best_is_one_of_them(options: TrainOptions) -> None:
     # At this rate the first step is the best of all.
     wild = replace(options, steps=6, qat_steps=3, eval_every=1, learning_rate=2.0)
-    assert fit(replace(wild, qat_steps=0)).best_step < wild.qat_start
-    assert fit(wild).best_step >= wild.qat_start
+    plain, aware = fit(replace(wild, qat_steps=0)), fit(wild)
+    assert plain.best_step < wild.qat_start <= aware.best_step
+    for kind, n_rounded in (("train", 3), ("heldout", 4)):  # from behind step 3 on
+        alike = [a == b for a, b in zip(losses(plain, kind), losses(aware, kind), strict=True)]
+        assert alike == [True] * 3 + [False] * n_rounded, kind
 
 
 def test_resumed_in_the_middle_it_is_the_same(options: TrainOptions, report: FitReport) -> None:
