@@ -185,7 +185,8 @@ def test_the_best_is_the_best_at_all_that_is_trained(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The lowest loss on the domain, at step 2, is bought with neutral text.
-    found = iter(Measurement(loss, 2.0, kl) for loss, kl in ((2.0, 0.0), (1.0, 0.5), (0.9, 0.7)))
+    figures = ((2.0, 0.0), (1.0, 0.5), (0.9, 0.7))
+    found = iter(Measurement({"loss": loss}, 2.0, kl) for loss, kl in figures)
     monkeypatch.setattr(HeldOut, "measure", lambda self: next(found))
     assert fit(replace(options, steps=2, eval_every=1)).best_step == 1
 
