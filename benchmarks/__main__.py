@@ -17,6 +17,7 @@ from benchmarks import (
     ours,
     packs_experts,
     packs_peer,
+    packs_quality,
     packs_residency,
     packs_speed,
     prefill,
@@ -43,6 +44,7 @@ MODULES = (
     packs_experts,
     packs_residency,
     packs_peer,
+    packs_quality,
 )
 SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in MODULES}
 DEFAULT_ROUNDS = 5
