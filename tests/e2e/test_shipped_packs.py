@@ -27,7 +27,7 @@ EXCERPTS = {
         "I20 Angina pectoris\n  I20.0 Unstable angina\n  I20.9 Angina pectoris, unspecified\n"
     ),
     "chinese_classics": (
-        "山中问答\n问余何意栖碧山，笑而不答心自闲。\n桃花流水窅然去，别有天地非人间。\n    -- 李白\n"
+        "山中问答\n问余何意栖碧山\n笑而不答心自闲\n桃花流水窅然去\n别有天地非人间\n    -- 李白\n"
     ),
 }
 
