@@ -26,6 +26,8 @@ from packs.recipes import RECIPES
 from packs.texts import ROOT, TEXTS, make
 
 PROJECTS = tuple(name for name in RECIPES if (ROOT / name / MANIFEST_FILE).exists())
+NEUTRAL = "neutral"
+EVAL_EVERY = 25
 EXACT = Path(".cache/packs")
 """Where packs with F16 experts go, to be compared with the rounded ones."""
 
@@ -39,16 +41,25 @@ def train(name: str, device: str) -> None:
         TextError: A text cannot be had.
         subprocess.CalledProcessError: A command failed, and has said why.
     """
-    for text in (name, "neutral"):
+    fit(name, device)
+    publish(name)
+
+
+def fit(name: str, device: str) -> None:
+    """Trains one pack: its weights go to its project."""
+    for text in (name, NEUTRAL):
         if not (TEXTS / text / "facts.json").exists():
             make(text)
-    project = Path("packs") / name
-    command = ["train", "fit", str(project)]
-    command += ["--data", f"{TEXTS}/{name}/train.jsonl"]
+    command = ["train", "fit", f"packs/{name}", "--data", f"{TEXTS}/{name}/train.jsonl"]
     command += ["--heldout", f"{TEXTS}/{name}/heldout.jsonl"]
-    command += ["--neutral", f"{TEXTS}/neutral/train.jsonl"]
+    command += ["--neutral", f"{TEXTS}/{NEUTRAL}/train.jsonl"]
     command += ["--data-licence", RECIPES[name].licence]
-    _run([*command, "--device", device])
+    _run([*command, "--eval-every", str(EVAL_EVERY), "--device", device])
+
+
+def publish(name: str) -> None:
+    """Builds one pack of its project's weights, and puts the archive into this folder."""
+    project = Path("packs") / name
     _run(["pack", "build", str(project)])
     archive = archive_path(project, read_manifest(project))
     shutil.copyfile(archive, ROOT / archive.name)

@@ -34,7 +34,7 @@ def text_file(name: str, part: str) -> Path:
 
 @functools.cache
 def blocks(name: str, part: str) -> TokenBlocks:
-    """The blocks of a text's part [n_blocks, 256]."""
+    """The blocks of a text's part, of 256 tokens."""
     return pack_blocks(read_documents([text_file(name, part)]), tokenizer(), BLOCK_TOKENS)
 
 

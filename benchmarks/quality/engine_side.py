@@ -17,7 +17,7 @@ def perplexities(
     found = {}
     for name in texts:
         blocks = measured_blocks()[name]
-        logprobs = [engine.score(block.tolist(), packs=packs).logprobs for block in blocks]
+        logprobs = [engine.score(block.tolist(), packs=packs).logprobs for block in blocks.ids]
         total = sum(float(part.sum(dtype="f8")) for part in logprobs)
         found[name] = math.exp(-total / sum(len(part) for part in logprobs))
     return found

@@ -21,8 +21,8 @@ from benchmarks.quality.corpora import NEUTRAL, blocks
 from benchmarks.quality.twin_side import mean_loss, perplexities
 from modularbase.training.base_model import load_base
 from modularbase.training.data import Batch, Mixture, TokenBlocks, split_blocks
-from modularbase.training.evaluation import before_last
 from modularbase.training.losses import cross_entropy, kl_to_base
+from modularbase.training.objective import before_last
 from modularbase.training.optimiser import rate_factor
 from modularbase.training.options import TrainOptions
 from modularbase.training.trainer import make_autocast
@@ -121,8 +121,8 @@ class LoraRun:
 
     def _backward(self, batch: Batch) -> None:
         device = self._head.device
-        domain = torch.from_numpy(batch.domain).to(device)
-        neutral = torch.from_numpy(batch.neutral).to(device)
+        domain = torch.from_numpy(batch.domain.ids).to(device)
+        neutral = torch.from_numpy(batch.neutral.ids).to(device)
         with self._autocast():
             final = self._final(torch.cat([domain, neutral]))
             targets = domain[:, 1:].flatten()

@@ -19,11 +19,11 @@ from benchmarks.ours import installed_base
 from benchmarks.paths import CACHE, ROOT
 from benchmarks.quality.corpora import DOMAINS, NEUTRAL, text_file
 from modularbase.packs.project import CONFIG_FILE
-from packs.train import EXACT, train
+from packs.train import EVAL_EVERY, EXACT, train
 
 FOLDER = CACHE / "packs_quality"
 KINDS = ("plain", "replay")
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (1e-3, 2e-3)
 POLICIES = ("blend", "best")
 
 Stage = Callable[[str], Mapping[str, Any]]
@@ -108,7 +108,11 @@ def _train_lora(domain: str, kind: str, rate: float, device: str) -> Mapping[str
     from benchmarks.quality.lora import LoraRun, LoraSettings
     from modularbase.training.options import configured
 
-    given = {"device": device, "neutral": (text_file(NEUTRAL, "train"),)}
+    given = {
+        "device": device,
+        "neutral": (text_file(NEUTRAL, "train"),),
+        "eval_every": EVAL_EVERY,
+    }
     options = configured(ROOT / "packs" / domain, installed_base(), given)
     settings = LoraSettings(domain, kind == "replay", rate, _n_parameters(domain), options)
     return LoraRun(settings).train()

@@ -17,8 +17,8 @@ from modularbase.packs.project import read_config
 from modularbase.packs.weights import PackGeometry
 from modularbase.training.base_model import load_base
 from modularbase.training.data import TokenBlocks
-from modularbase.training.evaluation import before_last
 from modularbase.training.losses import cross_entropy
+from modularbase.training.objective import before_last
 from modularbase.training.pack_module import PackModule
 from modularbase.training.twin import Twin
 
@@ -32,14 +32,14 @@ def mean_loss(blocks: TokenBlocks, final_states: FinalStates, head: torch.Tensor
     """Cross-entropy in nats a token.
 
     Args:
-        blocks: Token ids [n_blocks, n_tokens].
+        blocks: Text that is learnt from its second token on.
         final_states: The model up to its output norm.
         head: Its output matrix [n_vocab, n_embd].
     """
     total, n_targets = 0.0, 0
     with torch.no_grad():
         for first in range(0, len(blocks), _BATCH_BLOCKS):
-            ids = torch.from_numpy(blocks[first : first + _BATCH_BLOCKS]).to(head.device)
+            ids = torch.from_numpy(blocks.ids[first : first + _BATCH_BLOCKS]).to(head.device)
             targets = ids[:, 1:].flatten()
             total += float(cross_entropy(before_last(final_states(ids)), head, targets))
             n_targets += len(targets)
