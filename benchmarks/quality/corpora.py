@@ -8,9 +8,9 @@ from pathlib import Path
 
 from benchmarks.ours import installed_base
 from benchmarks.paths import CACHE
-from modularbase.bases.tokenizer import Tokenizer
 from modularbase.engine import read_metadata
 from modularbase.training.data import TokenBlocks, pack_blocks
+from modularbase.training.encoding import Encoder
 from modularbase.training.texts import read_documents
 from packs.recipes import RECIPES
 from packs.texts import make
@@ -35,7 +35,7 @@ def text_file(name: str, part: str) -> Path:
 @functools.cache
 def blocks(name: str, part: str) -> TokenBlocks:
     """The blocks of a text's part, of 256 tokens."""
-    return pack_blocks(read_documents([text_file(name, part)]), tokenizer(), BLOCK_TOKENS)
+    return pack_blocks(read_documents([text_file(name, part)]), _encoder(), BLOCK_TOKENS)
 
 
 @functools.cache
@@ -46,6 +46,6 @@ def measured_blocks() -> Mapping[str, TokenBlocks]:
 
 
 @functools.cache
-def tokenizer() -> Tokenizer:
+def _encoder() -> Encoder:
     """The default base's."""
-    return Tokenizer.from_metadata(read_metadata(installed_base()))
+    return Encoder(read_metadata(installed_base()))

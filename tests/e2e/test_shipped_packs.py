@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from modularbase import Engine
+from modularbase.engine import read_metadata
 from modularbase.packs.index import open_index
 from modularbase.packs.install import install
 from modularbase.training.data import pack_blocks
+from modularbase.training.encoding import Encoder
 from modularbase.training.texts import read_documents
 from modularbase.types import Packs
 from packs.texts import ROOT, make
@@ -71,11 +73,12 @@ def test_a_pack_knows_its_own_domain_best(domain: str, engine: Engine) -> None:
 
 
 def test_the_held_out_text_has_the_perplexity_of_the_manifest(
-    engine: Engine, tmp_path: Path
+    engine: Engine, smollm2: Path, tmp_path: Path
 ) -> None:
     make("medical", tmp_path, tmp_path / "packages")
     documents = read_documents([tmp_path / "medical" / "heldout.jsonl"])
-    blocks = pack_blocks(documents, engine.tokenizer, 256)[:32].tolist()
+    encoder = Encoder(read_metadata(smollm2))
+    blocks = pack_blocks(documents, encoder, 256)[:32].ids.tolist()
     (entry,) = (e for e in open_index(ROOT).entries if e.manifest.id == "medical")
     figures = entry.manifest.evaluation
     found = perplexity(engine, blocks, "medical")

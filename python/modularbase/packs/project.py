@@ -89,6 +89,7 @@ class OptimisationConfig(_Part):
     batch_tokens: PositiveInt = 4096
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 50
+    qat_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: Factor = 0.01
     neutral_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
     kl_weight: Factor = 1.0

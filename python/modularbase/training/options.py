@@ -231,6 +231,7 @@ def configured(project: Path, base: Path, given: Mapping[str, Any]) -> TrainOpti
         "learning_rate": said.learning_rate,
         "rates": PartRates(**said.rates.model_dump()),
         "warmup_steps": said.warmup_steps,
+        "qat_steps": min(said.qat_steps, given.get("steps", said.steps)),
         "weight_decay": said.weight_decay,
         "seed": said.seed,
     }
