@@ -13,7 +13,14 @@ from typing import Any
 from benchmarks.harness import Case, CaseResult, Measure
 from benchmarks.machine import Machine
 from benchmarks.quality.corpora import DOMAINS, MEASURED, OTHERS
-from benchmarks.quality.stages import KINDS, POLICIES, lora_results, pair_name, result
+from benchmarks.quality.stages import (
+    COMPARED,
+    KINDS,
+    POLICIES,
+    lora_results,
+    pair_name,
+    result,
+)
 from benchmarks.report import Table
 from benchmarks.suite import Settings, Suite
 
@@ -28,62 +35,68 @@ Perplexities = Mapping[str, Mapping[str, float]]
 
 def cases(_: Settings) -> Iterator[Case]:
     """Yields the comparisons that have a target."""
-    found = _packs()
+    twin, engine = _twin(), _engine()
     for domain in DOMAINS:
         yield _case(
             f"{domain}: a pack beside LoRA adapters",
             {f"LoRA, {kind}": _best_lora(domain, kind)["perplexity"][domain] for kind in KINDS},
-            {"pack": found[domain][domain]},
+            {"pack": twin[domain][domain]},
             1.0,
         )
         yield _case(
-            f"{domain}: INT4 experts beside F16",
-            {"F16": found[f"{domain} F16"][domain]},
-            {"INT4": found[domain][domain]},
-            1 / ROUNDING,
+            f"{domain}: a pack beside a LoRA adapter with the same replay",
+            {"LoRA": _best_lora(domain, "replay")["perplexity"][domain]},
+            {"pack": twin[domain][domain]},
+            1.0,
         )
         for text in (*(other for other in DOMAINS if other != domain), *OTHERS):
             yield _case(
                 f"{text} under the pack {domain}",
-                {"base": found["base"][text]},
-                {"pack": found[domain][text]},
+                {"base": twin["base"][text]},
+                {"pack": twin[domain][text]},
                 1 / HARM,
             )
+        yield _case(
+            f"{domain}, engine: INT4 experts beside F16",
+            {"F16": engine[domain]["F16"]},
+            {"INT4": engine[domain]["INT4"]},
+            1 / ROUNDING,
+        )
     for pair in combinations(DOMAINS, 2):
         for domain in pair:
-            mixed = {policy: found[pair_name(pair, policy)][domain] for policy in POLICIES}
-            name = f"{domain} under {' + '.join(pair)}"
-            yield _case(name, {"alone": found[domain][domain]}, mixed, 1 / MIXING)
+            yield _case(
+                f"{domain}, engine: {' + '.join(pair)} in one request",
+                {"alone": engine[domain]["INT4"]},
+                {policy: engine[domain][pair_name(pair, policy)] for policy in POLICIES},
+                1 / MIXING,
+            )
 
 
 def tables(_: Settings, __: Sequence[CaseResult], ___: Machine) -> list[Table]:
-    """Adds every perplexity, and where both sides measured the same, how far they agree."""
-    found = _packs()
-    twin: Perplexities = result("twin", _device())["perplexity"]
-    runs = {
-        f"LoRA {domain}, {kind}": _best_lora(domain, kind) for domain in DOMAINS for kind in KINDS
-    }
-    rows = [["base", *_row(found["base"], found["base"])]]
+    """Adds every perplexity."""
+    twin, engine, compared = _twin(), _engine(), result("agreement", _device())["perplexity"]
+    rows = [[f"pack {name}" if name != "base" else name, *_row(twin, name)] for name in twin]
+    best = []
     for domain in DOMAINS:
-        rows += [
-            [f"pack {name}", *_row(found[name], found["base"])]
-            for name in (domain, f"{domain} F16")
-        ]
-    rows += [[name, *_row(run["perplexity"], twin["base"])] for name, run in runs.items()]
+        for kind in KINDS:
+            run, name = _best_lora(domain, kind), f"LoRA {domain}, {kind}"
+            rows.append([name, *_row({**twin, name: run["perplexity"]}, name)])
+            trained = f"{run['n_parameters'] / 1e6:.2f} M"
+            best.append([name, trained, f"{run['rank']}", f"{run['learning_rate']:g}"])
+    sides = [("base", "base"), ("F16", "pack, F16 experts")]
     agreement = [
-        [
-            name,
-            *(f"{100 * (found[theirs][text] / twin[name][text] - 1):+.2f} %" for text in MEASURED),
-        ]
-        for name, theirs in (("base", "base"), *((d, f"{d} F16") for d in DOMAINS))
+        [label, f"{engine[COMPARED][name]:.3f}", f"{compared[name]:.3f}"] for name, label in sides
     ]
-    best = [
-        [name, f"{run['n_parameters'] / 1e6:.2f} M", f"{run['rank']}", f"{run['learning_rate']:g}"]
-        for name, run in runs.items()
+    rounded = [
+        [domain, *(f"{engine[domain][name]:.3f}" for name in ("base", "F16", "INT4"))]
+        for domain in DOMAINS
     ]
     return [
-        Table("Perplexity of held-out text (change against the base)", ["", *MEASURED], rows),
-        Table("The engine's perplexity against PyTorch's", ["", *MEASURED], agreement),
+        Table("Perplexity of unseen text in PyTorch (change to the base)", ["", *MEASURED], rows),
+        Table(
+            "In the engine, own domain", ["pack", "base", "F16 experts", "INT4 experts"], rounded
+        ),
+        Table(f"The engine beside PyTorch, {COMPARED}", ["", "engine", "PyTorch"], agreement),
         Table("The best LoRA adapters", ["", "trained", "rank", "learning rate"], best),
     ]
 
@@ -105,13 +118,19 @@ def _known(value: float) -> Measure:
     return lambda: value
 
 
-def _row(found: Mapping[str, float], base: Mapping[str, float]) -> list[str]:
+def _row(found: Perplexities, name: str) -> list[str]:
     return [
-        f"{found[text]:.3f} ({100 * (found[text] / base[text] - 1):+.1f} %)" for text in MEASURED
+        f"{found[name][text]:.2f} ({100 * (found[name][text] / found['base'][text] - 1):+.1f} %)"
+        for text in MEASURED
     ]
 
 
-def _packs() -> Perplexities:
+def _twin() -> Perplexities:
+    perplexities: Perplexities = result("twin", _device())["perplexity"]
+    return perplexities
+
+
+def _engine() -> Perplexities:
     perplexities: Perplexities = result("packs", _device())["perplexity"]
     return perplexities
 

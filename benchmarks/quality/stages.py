@@ -1,8 +1,9 @@
 """The table's parts, each computed once and kept in .cache/packs_quality.
 
 - lora_DOMAIN_KIND_RATE: a LoRA adapter, plain or with replay, trained and measured in PyTorch
-- twin: base and packs in PyTorch, to see that both sides measure the same
-- packs: base, packs and mixtures of two in the engine
+- twin: base and packs, before rounding, in PyTorch, where LoRA adapters are measured
+- packs: base, packs, packs before rounding and mixtures of two in the engine
+- agreement: one domain's in PyTorch on the engine's blocks
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from typing import Any
 from benchmarks.digest import sha256_of
 from benchmarks.ours import installed_base
 from benchmarks.paths import CACHE, ROOT
-from benchmarks.quality.corpora import DOMAINS, NEUTRAL, text_file
+from benchmarks.quality.corpora import (
+    DOMAINS,
+    ENGINE_BLOCKS,
+    NEUTRAL,
+    measured_blocks,
+    text_file,
+)
 from modularbase.packs.project import CONFIG_FILE
 from packs.train import EVAL_EVERY, EXACT, train
 
@@ -25,6 +32,7 @@ FOLDER = CACHE / "packs_quality"
 KINDS = ("plain", "replay")
 RATES = (1e-3, 2e-3)
 POLICIES = ("blend", "best")
+COMPARED = "medical"
 
 Stage = Callable[[str], Mapping[str, Any]]
 
@@ -32,7 +40,7 @@ Stage = Callable[[str], Mapping[str, Any]]
 def stage_names() -> list[str]:
     """All stages."""
     loras = [_lora_name(*case) for case in product(DOMAINS, KINDS, RATES)]
-    return [*loras, "twin", "packs"]
+    return [*loras, "twin", "agreement", "packs"]
 
 
 def result(name: str, device: str) -> Mapping[str, Any]:
@@ -98,7 +106,11 @@ def _lora_name(domain: str, kind: str, rate: float) -> str:
 
 
 def _stages() -> Mapping[str, Stage]:
-    stages: dict[str, Stage] = {"twin": _measure_twin, "packs": _measure_packs}
+    stages: dict[str, Stage] = {
+        "twin": _measure_twin,
+        "agreement": _compare,
+        "packs": _measure_packs,
+    }
     for domain, kind, rate in product(DOMAINS, KINDS, RATES):
         stages[_lora_name(domain, kind, rate)] = partial(_train_lora, domain, kind, rate)
     return stages
@@ -132,25 +144,35 @@ def _measure_twin(device: str) -> Mapping[str, Any]:
     return {"perplexity": twin_perplexities({d: exact_file(d) for d in DOMAINS}, device)}
 
 
+def _compare(device: str) -> Mapping[str, Any]:
+    from benchmarks.quality.twin_side import twin_perplexities
+
+    ensure_packs(device)
+    blocks = {COMPARED: measured_blocks()[COMPARED][:ENGINE_BLOCKS]}
+    found = twin_perplexities({"F16": exact_file(COMPARED)}, device, blocks)
+    return {"perplexity": {name: values[COMPARED] for name, values in found.items()}}
+
+
 def _measure_packs(device: str) -> Mapping[str, Any]:
-    from benchmarks.quality.engine_side import perplexities
+    from benchmarks.quality.engine_side import perplexity
     from modularbase import Engine, PackRequest, PackUse
     from modularbase.packs.archive import GGUF, unpack
 
     ensure_packs(device)
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, float]] = {domain: {} for domain in DOMAINS}
     with Engine.load(str(installed_base()), n_ctx=512, pack_budget="256MB") as engine:
-        found["base"] = perplexities(engine)
         for domain in DOMAINS:
             folder = FOLDER / "unpacked" / domain
             folder.mkdir(parents=True, exist_ok=True)
             unpack(_archive(domain), folder, lambda _: None)
             engine.packs.swap(domain, str(folder / GGUF))
             engine.packs.swap(f"{domain}_exact", str(exact_file(domain)))
-            found[domain] = perplexities(engine, domain)
-            found[f"{domain} F16"] = perplexities(engine, f"{domain}_exact")
+            found[domain]["base"] = perplexity(engine, domain)
+            found[domain]["INT4"] = perplexity(engine, domain, domain)
+            found[domain]["F16"] = perplexity(engine, domain, f"{domain}_exact")
         for pair, policy in product(combinations(DOMAINS, 2), POLICIES):
             uses = tuple(PackUse(domain) for domain in pair)
             request = PackRequest(packs=uses, policy=policy, fallback="never")
-            found[pair_name(pair, policy)] = perplexities(engine, request, pair)
+            for domain in pair:
+                found[domain][pair_name(pair, policy)] = perplexity(engine, domain, request)
     return {"perplexity": found}

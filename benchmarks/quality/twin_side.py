@@ -46,12 +46,12 @@ def mean_loss(blocks: TokenBlocks, final_states: FinalStates, head: torch.Tensor
     return total / n_targets
 
 
-def perplexities(final_states: FinalStates, head: torch.Tensor) -> Mapping[str, float]:
-    """Perplexity of every measured text, in F32."""
-    return {
-        name: math.exp(mean_loss(found, final_states, head))
-        for name, found in measured_blocks().items()
-    }
+def perplexities(
+    final_states: FinalStates, head: torch.Tensor, texts: Mapping[str, TokenBlocks] | None = None
+) -> Mapping[str, float]:
+    """Perplexity of texts in F32; None: of all that are measured."""
+    texts = measured_blocks() if texts is None else texts
+    return {name: math.exp(mean_loss(found, final_states, head)) for name, found in texts.items()}
 
 
 def new_pack(project: Path) -> PackModule:
@@ -70,12 +70,15 @@ def new_pack(project: Path) -> PackModule:
     return PackModule(geometry, scale=said.scale, token_gates=said.token_gates)
 
 
-def twin_perplexities(packs: Mapping[str, Path], device: str) -> Mapping[str, Mapping[str, float]]:
-    """Perplexity of every measured text under the base and under each pack.
+def twin_perplexities(
+    packs: Mapping[str, Path], device: str, texts: Mapping[str, TokenBlocks] | None = None
+) -> Mapping[str, Mapping[str, float]]:
+    """Perplexity of texts under the base and under each pack.
 
     Args:
         packs: Pack files by name.
         device: Where to compute.
+        texts: None: all that are measured.
     """
     found: dict[str, Mapping[str, float]] = {}
     for name, path in packs.items():
@@ -92,6 +95,6 @@ def twin_perplexities(packs: Mapping[str, Path], device: str) -> Mapping[str, Ma
             return twin.forward_from(twin.enter(ids), with_pack=with_pack).final
 
         if not found:
-            found["base"] = perplexities(partial(final, with_pack=False), twin.head)
-        found[name] = perplexities(final, twin.head)
+            found["base"] = perplexities(partial(final, with_pack=False), twin.head, texts)
+        found[name] = perplexities(final, twin.head, texts)
     return found

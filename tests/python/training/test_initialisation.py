@@ -36,8 +36,8 @@ def test_whitened_inputs_and_random_experts_add_nothing_yet(tiny_model: TinyMode
         assert torch.equal(twin.forward_from(hidden).final, plain)
     hook.remove()
     site = twin.pack.sites[0]
-    z = seen[0].reshape(-1, GEOMETRY.n_embd) @ site.w_in.T
+    z = seen[0].reshape(-1, GEOMETRY.n_embd) @ site.w_in.detach().T
     values = torch.linalg.eigvalsh(z.T @ z)[-GEOMETRY.n_embd :]
     assert values[0] > 0.98 * values[-1]  # as many directions as the base has, all alike
-    spread = float(site.expert_down.std()) * GEOMETRY.d_ff**0.5
+    spread = float(site.expert_down.detach().std()) * GEOMETRY.d_ff**0.5
     assert abs(spread - 0.5) < 0.01
