@@ -31,21 +31,23 @@ class Muon(torch.optim.Optimizer):
         """
         super().__init__(groups, {})
 
-    @torch.no_grad()
     def step(self) -> None:
         """Does one step with the gradients that are there."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - _MOMENTUM)
-                ahead = parameter.grad.lerp(state["momentum"], _MOMENTUM)  # Nesterov
-                size = _STEP_RMS * math.sqrt(max(parameter.shape[-2:]))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(orthogonalised(ahead), alpha=-group["lr"] * size)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._step(parameter, group["lr"], group["weight_decay"])
+
+    def _step(self, parameter: torch.nn.Parameter, rate: float, decay: float) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - _MOMENTUM)
+        ahead = parameter.grad.lerp(state["momentum"], _MOMENTUM)  # Nesterov
+        size = _STEP_RMS * math.sqrt(max(parameter.shape[-2:]))
+        parameter.mul_(1 - rate * decay)
+        parameter.add_(orthogonalised(ahead), alpha=-rate * size)
 
 
 class JointOptimiser:
