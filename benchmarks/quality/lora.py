@@ -156,7 +156,7 @@ def neutral_blocks(options: TrainOptions) -> TokenBlocks:
 
 def _rank(base: Any, n_parameters: int) -> int:
     """The rank whose adapter has about so many parameters."""
-    per_rank = sum(
+    per_rank: int = sum(
         module.in_features + module.out_features
         for name, module in base.named_modules()
         if name.rsplit(".", 1)[-1] in _LINEAR

@@ -26,12 +26,13 @@ from benchmarks.quality.corpora import (
     text_file,
 )
 from modularbase.packs.project import CONFIG_FILE
+from modularbase.types import MergePolicy
 from packs.train import EVAL_EVERY, EXACT, train
 
 FOLDER = CACHE / "packs_quality"
 KINDS = ("plain", "replay")
 RATES = (1e-3, 2e-3)
-POLICIES = ("blend", "best")
+POLICIES: tuple[MergePolicy, ...] = ("blend", "best")
 COMPARED = "medical"
 
 Stage = Callable[[str], Mapping[str, Any]]
@@ -68,7 +69,7 @@ def lora_results(domain: str, kind: str, device: str) -> list[Mapping[str, Any]]
     return sorted(runs, key=lambda run: float(run["heldout_loss"]))
 
 
-def pair_name(pair: tuple[str, str], policy: str) -> str:
+def pair_name(pair: tuple[str, str], policy: MergePolicy) -> str:
     """How the results of two packs in one request are called."""
     return f"{pair[0]} + {pair[1]}, {policy}"
 

@@ -57,7 +57,7 @@ def perplexities(
 def new_pack(project: Path) -> PackModule:
     """A pack of a project's geometry, before training."""
     said = read_config(project).geometry
-    n_embd = read_metadata(installed_base())["llama.embedding_length"]
+    n_embd = int(str(read_metadata(installed_base())["llama.embedding_length"]))
     geometry = PackGeometry(
         n_embd=n_embd,
         d_inner=said.d_inner,
