@@ -22,7 +22,7 @@ OTHERS = ("prose", "manual_pages")  # of kinds that nothing is trained on
 MEASURED = (*DOMAINS, NEUTRAL, *OTHERS)
 BLOCK_TOKENS = 256
 MEASURED_BLOCKS = 64  # in PyTorch
-ENGINE_BLOCKS = 8  # the first of these in the engine: enough for ratios on the same text
+ENGINE_BLOCKS = 4  # the first of these in the engine: enough for ratios on the same text
 
 
 def text_file(name: str, part: str) -> Path:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import combinations, product
@@ -163,10 +164,9 @@ def _measure_packs(device: str) -> Mapping[str, Any]:
     found: dict[str, dict[str, float]] = {domain: {} for domain in DOMAINS}
     with Engine.load(str(installed_base()), n_ctx=512, pack_budget="256MB") as engine:
         for domain in DOMAINS:
-            folder = FOLDER / "unpacked" / domain
-            folder.mkdir(parents=True, exist_ok=True)
-            unpack(_archive(domain), folder, lambda _: None)
-            engine.packs.swap(domain, str(folder / GGUF))
+            with tempfile.TemporaryDirectory() as folder:
+                unpack(_archive(domain), Path(folder), lambda _: None)
+                engine.packs.swap(domain, str(Path(folder) / GGUF))
             engine.packs.swap(f"{domain}_exact", str(exact_file(domain)))
             found[domain]["base"] = perplexity(engine, domain)
             found[domain]["INT4"] = perplexity(engine, domain, domain)
