@@ -55,6 +55,10 @@ demo: .venv/.package
 	$(PIP_INSTALL) --no-build-isolation ".[test]"
 	touch $@
 
+.venv/.bench: .venv/.test
+	$(PIP_INSTALL) --no-build-isolation ".[bench]"
+	touch $@
+
 .venv/.lint: .venv/.package
 	$(PIP_INSTALL) --no-build-isolation ".[lint]"
 	touch $@
@@ -125,7 +129,7 @@ lint-fuzz: .venv/.python
 
 # --- bench, and what rewrites sources ---
 
-bench: .venv/.test
+bench: .venv/.bench
 	.venv/bin/python -m benchmarks $(ARGS)
 
 stubs: .venv/.lint

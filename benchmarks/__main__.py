@@ -18,6 +18,7 @@ from benchmarks import (
     ours,
     packs_experts,
     packs_peer,
+    packs_quality,
     packs_residency,
     packs_speed,
     prefill,
@@ -47,6 +48,7 @@ MODULES = (
     packs_peer,
     channel,
     train_speed,
+    packs_quality,
 )
 SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in MODULES}
 DEFAULT_ROUNDS = 5

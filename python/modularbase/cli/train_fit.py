@@ -121,17 +121,7 @@ def _resumed(
 
 def fit_options(project: Path, given: dict[str, Any], base: str | None) -> TrainOptions:
     """The run that the given options and train.toml ask for; base None: the project's."""
-    from modularbase.training.options import TrainOptions
+    from modularbase.training.options import configured
 
-    config = read_config(project)
-    said = config.optimisation
-    block_tokens = given.get("block_tokens", 256)
-    defaults = {
-        "steps": said.steps,
-        "batch_blocks": max(1, said.batch_tokens // max(1, block_tokens)),
-        "learning_rate": said.learning_rate,
-        "warmup_steps": said.warmup_steps,
-        "seed": said.seed,
-    }
-    path = install.resolve(base or config.base, install=True)
-    return TrainOptions(project=project, base=path, **{**defaults, **given})
+    path = install.resolve(base or read_config(project).base, install=True)
+    return configured(project, path, given)

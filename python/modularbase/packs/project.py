@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
@@ -59,14 +59,43 @@ class GeometryConfig(_Part):
     token_gates: bool = False
 
 
+Factor = Annotated[float, Field(ge=0)]
+WInStart = Literal["random", "whitened"]
+OptimiserName = Literal["adamw", "muon"]
+
+
+class RatesConfig(_Part):
+    """Learning rates of the parts of a pack, as multiples of the run's."""
+
+    w_in: Factor = 1.0
+    norm: Factor = 1.0
+    router: Factor = 1.0
+    experts: Factor = 1.0
+    w_out: Factor = 1.0
+    token_gate: Factor = 1.0
+
+
+class InitialisationConfig(_Part):
+    """What a new pack begins with; what it adds is nothing, since W_out is zero."""
+
+    w_in: WInStart = "random"
+    w_down_spread: Factor = 0.0
+
+
 class OptimisationConfig(_Part):
     """How the pack is trained."""
 
+    optimiser: OptimiserName = "adamw"
     steps: PositiveInt = 1000
     batch_tokens: PositiveInt = 4096
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 50
+    qat_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Factor = 0.01
+    neutral_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    kl_weight: Factor = 1.0
     seed: int = 0
+    rates: RatesConfig = RatesConfig()
 
 
 class TrainConfig(_Part):
@@ -74,6 +103,7 @@ class TrainConfig(_Part):
 
     base: str
     geometry: GeometryConfig
+    initialisation: InitialisationConfig = InitialisationConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
 
 

@@ -1,12 +1,14 @@
-"""AdamW over the parts of a pack, and how its rate goes up and down."""
+"""An optimiser over the parts of a pack, and how its rate goes up and down."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from modularbase.errors import InvalidRequestError
+from modularbase.training.muon import JointOptimiser, Muon
 from modularbase.training.options import PartRates, TrainOptions
 from modularbase.training.pack_module import PackModule
 
@@ -20,6 +22,7 @@ _PARTS = {
     "out": "w_out",
     "token_gate": "token_gate",
 }
+_MATRICES = ("w_in", "experts", "w_out")  # what Muon is for; a router is a classifier
 
 
 def freeze_parts(pack: PackModule, rates: PartRates) -> None:
@@ -33,7 +36,7 @@ def part_of(name: str) -> str:
     return _PARTS[name.split(".")[2]]
 
 
-def make_optimiser(pack: PackModule, options: TrainOptions) -> torch.optim.AdamW:
+def make_optimiser(pack: PackModule, options: TrainOptions) -> JointOptimiser:
     """An optimiser with a group for each part; `top_rate` is the group's rate at its highest.
 
     Frozen parts have no group, so they are not decayed and have no state.
@@ -46,14 +49,22 @@ def make_optimiser(pack: PackModule, options: TrainOptions) -> torch.optim.AdamW
     for name, parameter in pack.named_tensors():
         if parameter.requires_grad:
             parts.setdefault(part_of(name), []).append(parameter)
-    groups = []
+    groups: dict[str, dict[str, Any]] = {}
     for part, parameters in parts.items():
         rate = options.learning_rate * getattr(options.rates, part)
         decay = 0.0 if part in ("norm", "token_gate") else options.weight_decay
-        groups.append({"params": parameters, "lr": rate, "top_rate": rate, "weight_decay": decay})
+        groups[part] = {"params": parameters, "lr": rate, "top_rate": rate, "weight_decay": decay}
     if not groups:
         raise InvalidRequestError("rates", "a part that this pack has", "only others")
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    is_muon = options.optimiser == "muon"
+    matrices = [group for part, group in groups.items() if is_muon and part in _MATRICES]
+    others = [group for part, group in groups.items() if not (is_muon and part in _MATRICES)]
+    found: dict[str, torch.optim.Optimizer] = {}
+    if matrices:
+        found["muon"] = Muon(matrices)
+    if others:
+        found["adamw"] = torch.optim.AdamW(others, betas=(0.9, 0.95))
+    return JointOptimiser(found)
 
 
 def rate_factor(step: int, n_steps: int, warmup_steps: int) -> float:
@@ -64,7 +75,7 @@ def rate_factor(step: int, n_steps: int, warmup_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - n_warm) / (n_steps - n_warm)))
 
 
-def set_rates(optimiser: torch.optim.AdamW, factor: float) -> None:
+def set_rates(optimiser: JointOptimiser, factor: float) -> None:
     """Sets all groups to a share of their highest rate."""
     for group in optimiser.param_groups:
         group["lr"] = group["top_rate"] * factor

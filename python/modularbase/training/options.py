@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from modularbase.errors import InvalidRequestError
+from modularbase.packs.project import OptimiserName, WInStart, read_config
 
 Precision = Literal["auto", "f32", "bf16"]
+
+_BLOCK_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,9 @@ class TrainOptions:
             next token of the domain is; None: the text alone teaches.
         teacher_weight: Of the teacher, 0 to 1; the text has the rest.
         teacher_temperature: What softens both distributions; above 1, unlikely tokens count more.
+        w_in_start: W_in of a new pack: random, or "whitened", which spreads what enters a site
+            evenly over its rows.
+        w_down_spread: Of a new pack's random W_down, in units of its width ** -0.5.
         steps: Steps of the optimiser.
         block_tokens: Tokens of a sequence.
         batch_blocks: Sequences of a step, neutral ones included.
@@ -59,7 +66,9 @@ class TrainOptions:
         balance_weight: Weight of the load-balance loss.
         z_weight: Weight of the router z-loss.
         accumulation: Forwards a step is cut into, to save memory.
-        learning_rate: Highest rate of AdamW, before `rates`.
+        optimiser: "muon" for the matrices of experts and adapters, AdamW for the rest; or AdamW for
+            all.
+        learning_rate: Highest rate, before `rates`.
         rates: Of the parts of a pack.
         warmup_steps: Steps in which the rate rises, at most a fifth of all; then it falls to 0
             along a cosine.
@@ -90,14 +99,17 @@ class TrainOptions:
     teacher: Path | None = None
     teacher_weight: float = 0.5
     teacher_temperature: float = 2.0
+    w_in_start: WInStart = "random"
+    w_down_spread: float = 0.0
     steps: int = 1000
-    block_tokens: int = 256
+    block_tokens: int = _BLOCK_TOKENS
     batch_blocks: int = 16
     neutral_share: float = 0.25
     kl_weight: float = 1.0
     balance_weight: float = 1e-2
     z_weight: float = 1e-3
     accumulation: int = 1
+    optimiser: OptimiserName = "adamw"
     learning_rate: float = 2e-3
     rates: PartRates = field(default_factory=PartRates)
     warmup_steps: int = 50
@@ -129,7 +141,7 @@ class TrainOptions:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise InvalidRequestError(name, f"{low} or more", str(getattr(self, name)))
-        for name in ("kl_weight", "balance_weight", "z_weight", "weight_decay"):
+        for name in ("kl_weight", "balance_weight", "z_weight", "weight_decay", "w_down_spread"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InvalidRequestError(name, "0 or more", str(getattr(self, name)))
         if not 0 <= self.teacher_weight <= 1:
@@ -207,6 +219,39 @@ class TrainOptions:
             return cls(**given)
         except (ValueError, TypeError, AttributeError) as error:
             raise InvalidRequestError("options", "those of a run", str(error)) from error
+
+
+def configured(project: Path, base: Path, given: Mapping[str, Any]) -> TrainOptions:
+    """A run of stage 1 as the project's train.toml says, but for what is given.
+
+    Args:
+        project: The pack's project folder.
+        base: GGUF file of the base.
+        given: Fields of `TrainOptions` that somebody named.
+
+    Raises:
+        PackFormatError: The project is not sound.
+        InvalidRequestError: The options make no sense.
+    """
+    config = read_config(project)
+    said = config.optimisation
+    block_tokens = given.get("block_tokens", _BLOCK_TOKENS)
+    defaults = {
+        "w_in_start": config.initialisation.w_in,
+        "w_down_spread": config.initialisation.w_down_spread,
+        "steps": said.steps,
+        "batch_blocks": max(1, said.batch_tokens // max(1, block_tokens)),
+        "neutral_share": said.neutral_share,
+        "kl_weight": said.kl_weight,
+        "optimiser": said.optimiser,
+        "learning_rate": said.learning_rate,
+        "rates": PartRates(**said.rates.model_dump()),
+        "warmup_steps": said.warmup_steps,
+        "qat_steps": min(said.qat_steps, given.get("steps", said.steps)),
+        "weight_decay": said.weight_decay,
+        "seed": said.seed,
+    }
+    return TrainOptions(project=project, base=base, **{**defaults, **given})
 
 
 def _absolute(path: Path) -> str:

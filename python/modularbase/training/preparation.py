@@ -33,6 +33,7 @@ from modularbase.training.data import (
 from modularbase.training.encoding import Encoder
 from modularbase.training.engine_states import StateJob, StateWatch, channel_name, fill_cache
 from modularbase.training.evaluation import HeldOut
+from modularbase.training.initialisation import initialise
 from modularbase.training.objective import Objective
 from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
@@ -80,9 +81,11 @@ def prepare(
         scale=config.geometry.scale,
         token_gates=config.geometry.token_gates,
     )
+    twin = Twin(base.to(options.device), pack.to(options.device))
     if options.parent:
         _begin_with(pack, options.parent)
-    twin = Twin(base.to(options.device), pack.to(options.device))
+    else:
+        initialise(twin, domain.train, neutral.train, options)
     mixture = Mixture(
         domain.train,
         neutral.train,

@@ -1,0 +1,1 @@
+"""What packs do to the perplexity of texts, beside LoRA adapters trained on the same blocks."""

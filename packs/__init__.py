@@ -1,0 +1,1 @@
+"""The packs that come with the project, and how to make them again."""
