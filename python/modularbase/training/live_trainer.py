@@ -34,7 +34,7 @@ from modularbase.training.twin import Twin
 
 _WIDTH = 256  # of the pack's inner states, and of its experts
 _BATCH_FACTS = 16  # of a step
-_LEARNING_RATE = 2e-3
+_LEARNING_RATE = 3e-3
 _WARMUP_STEPS = 5
 _MIN_STEPS = 40  # however slow the machine is
 
@@ -79,7 +79,7 @@ class LiveTrainer:
         self.pack = PackModule(geometry, seed=options.seed)
         self._twin = RememberingTwin(base, self.pack)
         tokenizer = Tokenizer.from_metadata(read_metadata(options.base))
-        self._blocks = _lesson_blocks(tokenizer, error_table())
+        self._blocks = lesson_blocks(tokenizer, error_table())
 
     def run(self, channel: PackChannel, watch: Watch) -> None:
         """Trains, and publishes.
@@ -146,7 +146,7 @@ class LiveTrainer:
         )
 
 
-def _lesson_blocks(tokenizer: Tokenizer, facts: Sequence[Fact]) -> TokenBlocks:
+def lesson_blocks(tokenizer: Tokenizer, facts: Sequence[Fact]) -> TokenBlocks:
     """A sequence for each fact, as it is asked; what is learnt is its ending."""
     questions = [tokenizer.encode(fact.question) for fact in facts]
     endings = [tokenizer.encode_plain(fact.ending) for fact in facts]
