@@ -105,7 +105,7 @@ lint-stubs: .venv/.lint
 lint-tidy: .venv/.lint
 	tools/apt_packages.sh build test lint
 	cmake --preset dev -DMODULARBASE_BUILD_PYTHON=ON
-	find cpp bindings -name '*.cpp' -print0 | xargs -0 -n 4 -P "$$(nproc)" clang-tidy -quiet -p build/dev
+	find cpp bindings -name '*.cpp' -print0 | xargs -0 -n 2 -P "$$(nproc)" clang-tidy -quiet -p build/dev
 
 lint-asan: .venv/.python
 	tools/apt_packages.sh build test

@@ -24,6 +24,7 @@ from benchmarks import (
     prefix_ttft,
     report,
     speculative,
+    train_speed,
 )
 from benchmarks.harness import CaseResult, run_case
 from benchmarks.paths import RESULTS
@@ -45,6 +46,7 @@ MODULES = (
     packs_residency,
     packs_peer,
     channel,
+    train_speed,
 )
 SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in MODULES}
 DEFAULT_ROUNDS = 5

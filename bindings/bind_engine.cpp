@@ -28,6 +28,19 @@ void bind_options(py::module_& module) {
       .def_readwrite("prefix_cache", &EngineOptions::prefix_cache);
 }
 
+void bind_tap(py::module_& module) {
+  const auto release_gil = py::call_guard<py::gil_scoped_release>();
+  py::class_<ActivationTap, std::shared_ptr<ActivationTap>>(module, "ActivationTap")
+      .def_property_readonly("path", &ActivationTap::path)
+      .def_property_readonly("notice", &ActivationTap::notice)
+      .def_property_readonly("layer", &ActivationTap::layer)
+      .def_property_readonly("is_open", &ActivationTap::is_open)
+      .def_property_readonly("n_pushed", &ActivationTap::n_pushed)
+      .def_property_readonly("n_dropped", &ActivationTap::n_dropped)
+      .def("last_error", &ActivationTap::last_error, release_gil)
+      .def("close", &ActivationTap::close, release_gil);
+}
+
 void bind_info(py::module_& module) {
   py::class_<EngineInfo>(module, "EngineInfo")
       .def_readonly("path", &EngineInfo::path)
@@ -70,11 +83,21 @@ void bind_engine(py::module_& module) {
   const auto release_gil = py::call_guard<py::gil_scoped_release>();
   bind_options(module);
   bind_info(module);
+  bind_tap(module);
   module.def("cpu_features", &cpu_features, "Instruction sets this build uses on this CPU.");
   py::class_<Engine>(module, "Engine")
       .def(py::init<const std::string&, const EngineOptions&>(), py::arg("path"),
            py::arg("options"), release_gil)
       .def("submit", &Engine::submit, py::arg("spec"), release_gil)
+      .def(
+          "tap",
+          [](Engine& engine, std::string channel, int layer, std::int64_t n_records,
+             std::uint32_t row_type) {
+            return engine.tap(
+                {std::move(channel), layer, n_records, static_cast<channel::TensorType>(row_type)});
+          },
+          py::arg("channel"), py::arg("layer"), py::arg("n_records"), py::arg("row_type"),
+          release_gil)
       .def("packs", &Engine::packs, py::return_value_policy::reference_internal)
       .def("switch_packs", &Engine::switch_packs, py::arg("name"), py::arg("to"), release_gil)
       .def("forget_prefixes", &Engine::forget_prefixes, release_gil)

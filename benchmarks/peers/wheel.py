@@ -1,12 +1,15 @@
 """Builds llama-cpp-python natively from the pinned source distribution, for the tests against it.
 
 ``python -m benchmarks.peers.wheel`` prints the path of the wheel. It is kept in the user's cache
-folder, because a build takes minutes: one a version, a Python and a CPU.
+folder, because a build takes minutes: one a version, a Python and a CPU. Only the library is in it,
+ggml as it is always built and the rest at ``-O1``, which compiles faster: the tests compare
+numbers, and the benchmarks have a build of their own (``benchmarks.peers.build``).
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,6 +20,8 @@ from benchmarks.peers.build import VERSION, PeerBuildError, obtain_archive
 from tools.fetch_ggml import cache_folder, place_file
 
 CMAKE_ARGS = (
+    # Runs after llama.cpp's own project(); llama-cpp-python would switch the tools' library on.
+    f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={Path(__file__).with_name('libllama_only.cmake')}",
     "-DGGML_NATIVE=ON",
     "-DLLAVA_BUILD=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
@@ -50,7 +55,7 @@ def build_wheel(folder: Path) -> Path:
         pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
         done = subprocess.run(
             [*pip, "--wheel-dir", str(work / "wheel"), str(archive)],
-            env={**os.environ, "CMAKE_ARGS": " ".join(CMAKE_ARGS)},
+            env={**os.environ, "CMAKE_ARGS": shlex.join(CMAKE_ARGS)},
             stdout=sys.stderr,
             check=False,
         )

@@ -37,6 +37,7 @@ from modularbase.request_specs import (
     token_ids,
     utf8_path,
 )
+from modularbase.tap import RowType, Tap, row_type_number
 from modularbase.types import (
     EngineOptions,
     FloatArray,
@@ -319,16 +320,24 @@ class Engine:
             logprobs = self._finished(spec).logprobs
         return Score(ids, logprobs, float(np.exp(-logprobs.mean(dtype=np.float64))))
 
-    def hidden(self, prompt: Prompt, layer: int, *, packs: Packs = None) -> FloatArray:
-        """The residual stream entering a layer, [n_tokens, n_embd].
+    def hidden(
+        self,
+        prompt: Prompt,
+        layer: int,
+        *,
+        pooling: Literal["none", "mean", "last"] = "none",
+        packs: Packs = None,
+    ) -> FloatArray:
+        """The residual stream entering a layer, [n_tokens, n_embd]; pooled, [1, n_embd].
 
         Args:
             prompt: Text or token ids.
             layer: 0 is the embedding; n_layer leaves the last layer; n_layer + 1 is after the
                 output norm.
+            pooling: "mean" of all tokens, or the "last" one's.
             packs: As in `submit`.
         """
-        spec = self._hidden_spec(prompt, layer, _core.Pooling.none)
+        spec = self._hidden_spec(prompt, layer, member_named(_core.Pooling, "pooling", pooling))
         with self._add_packs(spec, packs, None):
             return self._finished(spec).hidden.reshape(-1, self.info["n_embd"])
 
@@ -342,6 +351,41 @@ class Engine:
         length = np.float32(max(float(np.linalg.norm(vector)), 1e-12))
         unit: FloatArray = vector / length
         return unit
+
+    def tap(
+        self,
+        channel: str,
+        *,
+        layer: int | None = None,
+        n_records: int = 4096,
+        row_type: RowType = "f16",
+    ) -> Tap:
+        """Puts every row that enters a layer from now on into a ring in shared memory.
+
+        Rows of all requests, with token id, request and position, as docs/weight-channel.md says.
+        What the prefix cache knows is not computed again, so it does not come; `hidden` and `score`
+        compute every position.
+
+        Args:
+            channel: Name of the ring, 1 to 64 of A-Z a-z 0-9 . _ -
+            layer: 0 is the embedding; None takes the first site's layer.
+            n_records: Rows that wait for the consumer at most; more are dropped, and counted.
+            row_type: "f16" holds numbers up to 65504.
+
+        Raises:
+            InvalidRequestError: An argument makes no sense, or the engine has an open tap.
+            ChannelError: No room, or another has a ring of this name.
+            CancelledError: The engine is closed.
+        """
+        if layer is None:
+            layer = -1
+        elif isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+            last = self.info["n_layer"] - 1
+            raise InvalidRequestError("layer", f"0..{last}, or None", repr(layer))
+        number = row_type_number(row_type)
+        return Tap(
+            channel, self._core.tap(channel, layer, positive("n_records", n_records), number)
+        )
 
     def _hidden_spec(self, prompt: Prompt, layer: int, pooling: _core.Pooling) -> _core.RequestSpec:
         spec = _core.RequestSpec()

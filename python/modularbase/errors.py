@@ -29,12 +29,21 @@ __all__ = [
     "PackFormatError",
     "PackIncompatibleError",
     "PackNotFoundError",
+    "TeacherError",
     "TokenizerError",
     "TrainingError",
 ]
 
 InstallFailure = Literal[
-    "network", "not_found", "disk_full", "unwritable", "digest", "broken", "not_installed", "tool"
+    "network",
+    "not_found",
+    "disk_full",
+    "unwritable",
+    "digest",
+    "broken",
+    "not_installed",
+    "exists",
+    "tool",
 ]
 """What kind of failure stopped an installation; `InstallError.kind` is one of these."""
 
@@ -255,3 +264,17 @@ class TrainingError(ModularBaseError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class TeacherError(TrainingError):
+    """A teacher that cannot be asked, or does not answer as it should.
+
+    Attributes:
+        teacher: Its address or file.
+        status: Of HTTP, if a server answered with an error.
+    """
+
+    def __init__(self, teacher: str, reason: str, status: int | None = None) -> None:
+        super().__init__(f"teacher {teacher}: {reason}")
+        self.teacher = teacher
+        self.status = status

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes the GGUF loader and the reader of packs, for SECONDS (default 60) together. Fails on a crash, a hang or too
-# much memory; the input that did it is then kept in build/fuzz/findings.
+# Fuzzes the GGUF loader and the reader of packs beside each other, for SECONDS (default 60) together. Fails on a
+# crash, a hang or too much memory; the input that did it is then kept in build/fuzz/findings.
 set -euo pipefail
 
 seconds=${1:-60}
@@ -29,7 +29,11 @@ mkdir -p "$corpus/gguf" "$corpus/pack" "$build/findings"
 fuzz() {  # target, most bytes of an input
   "$build/tests/fuzz/$1_fuzz" "$corpus/$1" -max_total_time=$((seconds / 2)) -max_len="$2" -timeout=10 \
     -rss_limit_mb=1024 -dict="$root/tests/fuzz/gguf.dict" -artifact_prefix="$build/findings/" \
-    -print_final_stats=1
+    -print_final_stats=1 2>&1 | sed -u "s/^/$1: /"
 }
-fuzz gguf 4096
-fuzz pack 262144
+fuzz gguf 4096 &
+gguf=$!
+status=0
+fuzz pack 262144 || status=1
+wait "$gguf" || status=1
+exit "$status"

@@ -27,6 +27,7 @@ EXAMPLES: list[errors.ModularBaseError] = [
     errors.HistoryError(file="a.sqlite", field="user_version", expected="at most 1", found="2"),
     errors.TrainingError("the loss is not finite"),
     errors.ChannelError(segment="/s", field="magic", expected="MBWEIGHT", found="nothing"),
+    errors.TeacherError("http://a/v1", "it answered 401", status=401),
 ]
 
 
@@ -49,6 +50,7 @@ def test_messages_name_what_is_wrong() -> None:
     assert str(EXAMPLES[14]) == "pack code needs 9 bytes, the budget is 8: full"
     assert str(EXAMPLES[16]) == "the loss is not finite"
     assert str(EXAMPLES[17]) == "segment /s: magic: expected MBWEIGHT, found nothing"
+    assert str(EXAMPLES[18]) == "teacher http://a/v1: it answered 401"
 
 
 def test_every_error_is_covered() -> None:

@@ -82,15 +82,9 @@ def make_tiny_model(
         head_dim: Of the attention; only qwen3 may have another than n_embd / n_head.
         seed: Of the weights.
     """
-    torch.manual_seed(seed)
     if head_dim is None:
         head_dim = 32 if family == "qwen3" else N_EMBD // N_HEAD
-    model = _reference(family, head_dim, tied)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # Norms near 1 and biases that matter: neither may be lost unnoticed.
-            spread = torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else 0.08)
-            parameter.copy_(spread + 1.0 if "norm" in name else spread)
+    model = random_reference(family, head_dim, tied, seed=seed)
     writer = gguf.GGUFWriter(path, "llama" if family == "llama3" else family)
     _write_metadata(writer, family, model, head_dim)
     _write_tensors(writer, family, model, dtype, tied, head_dim)
@@ -101,6 +95,28 @@ def make_tiny_model(
     return TinyModel(family, path, model.eval(), head_dim)
 
 
+def random_reference(
+    family: str, head_dim: int, tied: bool, *, seed: int = 0, **config: Any
+) -> PreTrainedModel:
+    """A random model of transformers; arguments as in `make_tiny_model`.
+
+    Args:
+        family: The family.
+        head_dim: Of the attention.
+        tied: Whether the head is the embedding.
+        seed: Of the weights.
+        **config: Fields of its configuration to change.
+    """
+    torch.manual_seed(seed)
+    model = _reference(family, head_dim, tied, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Norms near 1 and biases that matter: neither may be lost unnoticed.
+            spread = torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else 0.08)
+            parameter.copy_(spread + 1.0 if "norm" in name else spread)
+    return model
+
+
 def reference_logits(model: TinyModel, ids: list[int]) -> np.ndarray:
     """Logits of every position by transformers in F32, [n_tokens, n_vocab]."""
     with torch.no_grad():
@@ -108,7 +124,7 @@ def reference_logits(model: TinyModel, ids: list[int]) -> np.ndarray:
     return logits
 
 
-def _reference(family: str, head_dim: int, tied: bool) -> PreTrainedModel:
+def _reference(family: str, head_dim: int, tied: bool, config: dict[str, Any]) -> PreTrainedModel:
     common: dict[str, Any] = {
         "vocab_size": N_VOCAB,
         "hidden_size": N_EMBD,
@@ -122,9 +138,9 @@ def _reference(family: str, head_dim: int, tied: bool) -> PreTrainedModel:
         "attn_implementation": "eager",
     }
     if family == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**common))
+        return Qwen2ForCausalLM(Qwen2Config(**common | config))
     if family == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**common, head_dim=head_dim))
+        return Qwen3ForCausalLM(Qwen3Config(**common | {"head_dim": head_dim} | config))
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
     if family == "llama3":
         rope = {
@@ -135,7 +151,7 @@ def _reference(family: str, head_dim: int, tied: bool) -> PreTrainedModel:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64,
         }
-    return LlamaForCausalLM(LlamaConfig(**common, rope_parameters=rope))
+    return LlamaForCausalLM(LlamaConfig(**common | {"rope_parameters": rope} | config))
 
 
 def _write_metadata(

@@ -92,6 +92,7 @@ class WeightReader {
 
  private:
   void read_header();
+  void copy_on_two_cores(const Snapshot& snapshot, std::span<std::byte> out) const;
 
   std::shared_ptr<SharedSegment> segment_;
   WeightHeader fixed_{};  // of which only what never changes is used

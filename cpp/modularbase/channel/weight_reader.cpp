@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <atomic>
+#include <future>
 
 #include "modularbase/channel/checksum.h"
 #include "modularbase/channel/futex.h"
@@ -135,6 +136,18 @@ void WeightReader::copy(const Snapshot& snapshot, std::size_t offset,
   segment_->read(fixed_.payload_offset[snapshot.generation % 2] + offset, out);
 }
 
+// One core copies out of the page cache at less than half the memory's speed.
+void WeightReader::copy_on_two_cores(const Snapshot& snapshot, std::span<std::byte> out) const {
+  constexpr std::size_t kWorthAThread = 1 << 20;
+  const std::size_t n_first = out.size() < kWorthAThread ? out.size() : out.size() / 2;
+  std::future<void> second;
+  if (n_first < out.size()) {
+    second = std::async(std::launch::async, [&] { copy(snapshot, n_first, out.subspan(n_first)); });
+  }
+  copy(snapshot, 0, out.first(n_first));
+  if (second.valid()) second.get();
+}
+
 bool WeightReader::holds(const Snapshot& snapshot) const {
   std::atomic_thread_fence(std::memory_order_acquire);
   const Changing now = read_changing(*segment_);
@@ -151,7 +164,7 @@ std::uint64_t WeightReader::read(std::span<std::byte> into, Verify verify) const
   do {
     const Snapshot snapshot = begin();
     if (snapshot.generation == 0) return 0;
-    copy(snapshot, 0, into);
+    copy_on_two_cores(snapshot, into);
     if (!holds(snapshot)) continue;
     if (verify == Verify::kDigest && xxh64(into) != snapshot.digest) {
       throw ChannelError(path(), "digest of generation " + std::to_string(snapshot.generation),

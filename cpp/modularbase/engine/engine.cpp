@@ -129,7 +129,29 @@ void Engine::close() {
   // Several callers may close at once; each returns when the thread has ended.
   std::call_once(joined_, [&] {
     if (thread_.joinable()) thread_.join();
+    if (tap_) tap_->close();
   });
+}
+
+int Engine::tap_layer(const TapOptions& options) const {
+  if (options.layer == -1) return resolve_first_site(info_.first_site, info_.n_layer);
+  if (options.layer < 0 || options.layer >= info_.n_layer) {
+    throw InvalidRequestError("layer", "0.." + std::to_string(info_.n_layer - 1),
+                              std::to_string(options.layer));
+  }
+  return options.layer;
+}
+
+std::shared_ptr<ActivationTap> Engine::tap(const TapOptions& options) {
+  // Made before the lock is taken: reserving its memory may take a while.
+  auto tap = std::make_shared<ActivationTap>(options, tap_layer(options), info_.n_embd);
+  const std::lock_guard lock(mutex_);
+  if (stopping_) throw CancelledError("the engine is closed");
+  if (tap_ && tap_->is_open()) {
+    throw InvalidRequestError("tap", "one at a time", tap_->path() + " is open");
+  }
+  tap_ = tap;
+  return tap;
 }
 
 void Engine::forget_prefixes() {
@@ -250,6 +272,7 @@ TicketPtr Engine::submit(RequestSpec spec) {
   {
     const std::lock_guard lock(mutex_);
     if (stopping_) throw CancelledError("the engine is closed");
+    sequence->id = n_submitted_++;
     inbox_.push_back(std::move(sequence));
   }
   wake_.notify_all();

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "modularbase/engine/activation_tap.h"
 #include "modularbase/engine/model_runner.h"
 #include "modularbase/engine/pack_admission.h"
 #include "modularbase/engine/scheduler.h"
@@ -31,6 +32,12 @@ class Engine {
   void close();
   /// Forgets all remembered prefixes before the next step.
   void forget_prefixes();
+
+  /// From the next step on, every row that enters a layer is put into a ring, until the tap or the
+  /// engine is closed. One at a time.
+  /// \throws InvalidRequestError for the options, or when there is one; ChannelError for the ring;
+  /// CancelledError when the engine is closed.
+  std::shared_ptr<ActivationTap> tap(const TapOptions& options);
 
   /// Lets the requests for text that asked for a name (PackUse::name) go on with a generation,
   /// where it is resident: those that run from the next step edge on, those that are queued from
@@ -64,6 +71,7 @@ class Engine {
   void settle();
   void add_conflicts();
   void publish_stats();
+  int tap_layer(const TapOptions& options) const;
 
   /// How a request ended: with a reason, or with an error.
   struct Ending {
@@ -92,6 +100,7 @@ class Engine {
   StepPlan plan_;
   std::vector<GeneratedToken> new_tokens_;
   std::vector<Ending> endings_;
+  std::shared_ptr<ActivationTap> tapped_;  // the engine thread's hold on tap_; null: no tap
   std::vector<DueSwitch> due_switches_;
   std::int64_t n_steps_ = 0;
   std::int64_t n_rows_ = 0;
@@ -104,6 +113,8 @@ class Engine {
   bool stopping_ = false;
   bool packs_changed_ = false;
   bool forget_prefixes_ = false;
+  std::shared_ptr<ActivationTap> tap_;  // the last one that was opened
+  std::uint64_t n_submitted_ = 0;
   EngineStats stats_;
 
   std::once_flag joined_;

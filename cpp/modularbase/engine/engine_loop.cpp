@@ -67,6 +67,7 @@ bool Engine::take_inbox() {
   new_switches_.clear();
   if (forget_prefixes_) cache_->forget_prefixes();
   forget_prefixes_ = false;
+  tapped_ = tap_ && tap_->is_open() ? tap_ : nullptr;
   return !stopping_;
 }
 
@@ -117,6 +118,7 @@ void Engine::step() {
   ++n_steps_;
   n_rows_ += plan_.n_rows;
   n_mid_rows_ += plan_.n_mid_rows;
+  plan_.tap_layer = tapped_ ? tapped_->layer() : -1;
   const std::vector<Sequence*>& planned = scheduler_->planned();
   const std::vector<Sequence*>& planned_mid = scheduler_->planned_mid();
   try {
@@ -127,6 +129,7 @@ void Engine::step() {
     return;
   }
   add_conflicts();
+  if (tapped_) tapped_->push(plan_, runner_->tapped());
   for (std::size_t i = 0; i < planned_mid.size(); ++i) {
     planned_mid[i]->kv.n_tokens += std::ssize(plan_.mid_spans[i].tokens);
   }

@@ -91,7 +91,8 @@ GraphKey ModelRunner::key_of(const StepPlan& plan) const {
   GraphKey key{.end = GraphEnd::kLogits,
                .n_rows = plan.n_rows,
                .n_mid_rows = plan.n_mid_rows,
-               .n_out = n_out};
+               .n_out = n_out,
+               .tap_layer = plan.tap_layer};
   if (!packs_.empty()) {
     const bool is_fused = parts_.site_path == KernelPath::kFused;
     key.packs = is_fused ? packs_.key() : packs_.padded_key();
@@ -216,6 +217,8 @@ void ModelRunner::read_outputs(StepGraph& step, bool wants_states) {
   if (step.logits) get_output(step.logits, dense_);
   if (step.logprobs) get_output(step.logprobs, logprobs_);
   if (step.hidden) get_output(step.hidden, hidden_);
+  tapped_.clear();
+  if (step.tap.rows) get_output(step.tap.rows, tapped_);
   if (wants_states) get_output(step.normed, normed_);
 }
 

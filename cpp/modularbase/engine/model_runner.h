@@ -29,6 +29,9 @@ class ModelRunner {
   std::span<const float> target_logprobs() const { return logprobs_; }
   /// kHidden: [n_embd, n_rows].
   std::span<const float> hidden() const { return hidden_; }
+  /// The rows that entered the plan's tap_layer, [n_embd, n]: of its spans, and from the split on
+  /// of its mid_spans. Empty where the step ended below, or without a tap.
+  std::span<const float> tapped() const { return tapped_; }
   /// When the plan wants them: output rows after the output norm, [n_embd, n].
   std::span<const float> states(std::size_t first, std::size_t n) const;
   /// Mean cosine between the deltas of a row's packs [n_rows + n_mid_rows, n_layer]; empty when no
@@ -74,6 +77,7 @@ class ModelRunner {
   std::vector<float> dense_;     // [n_vocab, n_out]
   std::vector<float> logprobs_;  // [n_out]
   std::vector<float> hidden_;    // [n_embd, n_rows]
+  std::vector<float> tapped_;
   std::vector<float> normed_;
   bool is_shortlist_ = false;
   std::int64_t n_head_fallbacks_ = 0;

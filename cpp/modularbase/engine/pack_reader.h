@@ -61,6 +61,7 @@ class PackReader {
   void make_room(Pacer& pacer);
   channel::WeightReader::Snapshot copy_newest(Pacer pacer);
   void copy(const channel::WeightReader::Snapshot& snapshot, Pacer& pacer);
+  void check_and_round(Pacer pacer);
   void finish(const Part& part, Pacer& pacer);
 
   const channel::WeightReader& channel_;

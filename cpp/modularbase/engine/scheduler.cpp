@@ -20,7 +20,11 @@ StepSpan next_rows(const Sequence& sequence, std::int64_t n_rows) {
                         .subspan(static_cast<std::size_t>(sequence.kv.n_tokens),
                                  static_cast<std::size_t>(n_rows));
   const bool has_packs = !sequence.pack_set.entries.empty();
-  return {&sequence.kv, sequence.kv.n_tokens, rows, has_packs ? &sequence.pack_set : nullptr,
+  return {&sequence.kv,
+          sequence.id,
+          sequence.kv.n_tokens,
+          rows,
+          has_packs ? &sequence.pack_set : nullptr,
           sequence.kv_context.from};
 }
 

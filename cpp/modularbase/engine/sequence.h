@@ -22,6 +22,7 @@ struct NewMeaning {
 struct Sequence {
   Sequence(RequestSpec request_spec, TicketPtr request_ticket, std::int64_t n_vocab);
 
+  std::uint64_t id = 0;  // unlike that of any other request of this engine
   RequestSpec spec;
   TicketPtr ticket;
   Sampler sampler;

@@ -70,10 +70,12 @@ ForwardArgs StepGraph::add_inputs(GraphBuilder& g, const GraphParts& parts) {
   add_attention(g, parts);
   if (parts.mid_store) add_mid(g, parts);
   add_sites(parts);
+  tap.layer = key.tap_layer;
   return {.linear_path = parts.linear_path,
           .attention = attention_.get(),
           .hook = sites_.get(),
           .mid = mid ? &*mid : nullptr,
+          .tap = &tap,
           .token_ids = token_ids,
           .out_rows = out_rows};
 }

@@ -23,6 +23,7 @@ struct GraphKey {
   std::int64_t n_mid_rows = 0;
   std::int64_t n_out = 0;
   int hidden_layer = 0;                 // kHidden only, else 0
+  int tap_layer = -1;                   // -1: no tap
   std::int64_t n_kv = 0;                // reference attention only (padded), else 0
   std::vector<PackPoolKey> packs = {};  // empty: no sites
   bool operator==(const GraphKey&) const = default;
@@ -59,6 +60,7 @@ struct StepGraph {
   Tensor logits = nullptr;                        // [n_vocab, n_out]
   Tensor logprobs = nullptr;                      // [n_out]
   Tensor hidden = nullptr;                        // [n_embd, n_rows]
+  TapPoint tap{-1};                               // its rows: null without a tap
   ReferencePackSites* reference_sites = nullptr;  // reference sites only: inputs to be filled
 
  private:

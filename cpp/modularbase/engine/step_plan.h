@@ -20,6 +20,7 @@ enum class StepOutput {
 /// Consecutive positions of one sequence and their tokens.
 struct StepSpan {
   const KvSequence* sequence;
+  std::uint64_t sequence_id;
   std::int64_t pos0;
   std::span<const TokenId> tokens;
   const PackSet* packs = nullptr;  // null: the plain base
@@ -30,6 +31,7 @@ struct StepSpan {
 struct StepPlan {
   StepOutput output = StepOutput::kLogits;
   int hidden_layer = 0;
+  int tap_layer = -1;               // whose entering rows are read, too; -1: none
   std::vector<StepSpan> spans;      // token rows, through all layers
   std::vector<StepSpan> mid_spans;  // positions that the lower group knows: the layers above only
   std::int64_t n_rows = 0;          // of spans

@@ -1,6 +1,9 @@
 #include "modularbase/io/quantize.h"
 
 #include <ggml.h>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -25,6 +28,28 @@ constexpr std::array<NamedType, 6> kTypes{{{"f32", GGML_TYPE_F32},
                                            {"q4_0", GGML_TYPE_Q4_0},
                                            {"q4_k", GGML_TYPE_Q4_K}}};
 
+/// ggml's own, in the part of it that we link, goes number by number.
+void widen_f16(const ggml_fp16_t* from, float* to, std::int64_t n) {
+  std::int64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= n; i += 8) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(eight));
+  }
+#endif
+  ggml_fp16_to_fp32_row(from + i, to + i, n - i);
+}
+
+/// Whether a number has all bits of its exponent: NaN and infinity.
+template <class Word>
+bool has_special(std::span<const std::byte> bytes, Word exponent) {
+  const auto* words = reinterpret_cast<const Word*>(bytes.data());
+  const std::size_t n = bytes.size() / sizeof(Word);
+  Word found = 0;
+  for (std::size_t i = 0; i < n; ++i) found |= static_cast<Word>((words[i] & exponent) == exponent);
+  return found != 0;
+}
+
 /// Whole blocks of a type as floats.
 std::vector<float> widen(ggml_type type, std::span<const std::byte> bytes) {
   const auto n_block = static_cast<std::size_t>(ggml_blck_size(type));
@@ -38,7 +63,11 @@ std::vector<float> widen(ggml_type type, std::span<const std::byte> bytes) {
   std::vector<std::uint64_t> aligned((bytes.size() + 7) / 8);
   std::memcpy(aligned.data(), bytes.data(), bytes.size());
   const auto n_values = static_cast<std::int64_t>(values.size());
-  ggml_get_type_traits(type)->to_float(aligned.data(), values.data(), n_values);
+  if (type == GGML_TYPE_F16) {
+    widen_f16(reinterpret_cast<const ggml_fp16_t*>(aligned.data()), values.data(), n_values);
+  } else {
+    ggml_get_type_traits(type)->to_float(aligned.data(), values.data(), n_values);
+  }
   return values;
 }
 
@@ -107,6 +136,9 @@ bool convert_rows(ggml_type from, std::span<const std::byte> rows, ggml_type to,
 }
 
 bool all_finite(ggml_type type, std::span<const std::byte> bytes) {
+  if (type == GGML_TYPE_F32) return !has_special<std::uint32_t>(bytes, 0x7f800000);
+  if (type == GGML_TYPE_F16) return !has_special<std::uint16_t>(bytes, 0x7c00);
+  if (type == GGML_TYPE_BF16) return !has_special<std::uint16_t>(bytes, 0x7f80);
   return ggml_validate_row_data(type, bytes.data(), bytes.size());
 }
 

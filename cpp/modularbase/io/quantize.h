@@ -30,7 +30,7 @@ std::vector<float> dequantize(std::span<const std::byte> bytes, std::string_view
 bool convert_rows(ggml_type from, std::span<const std::byte> rows, ggml_type to,
                   std::span<std::byte> out, std::int64_t n_per_row);
 
-/// Whether there is no NaN or infinity among numbers, or factors of blocks.
+/// Whether there is no NaN or infinity among numbers, at their alignment, or factors of blocks.
 bool all_finite(ggml_type type, std::span<const std::byte> bytes);
 
 /// A tensor's numbers, whatever type that floats can be made of. \throws BaseLoadError.

@@ -27,6 +27,12 @@ Tensor build_mid(GraphBuilder& g, const MidRows& mid, Tensor h) {
   return ggml_concat(g.ctx(), h, g.get_rows(mid.store, mid.read_ids), 1);
 }
 
+/// A copy, since what comes later may write over h.
+void build_tap(GraphBuilder& g, const ForwardArgs& args, Tensor h, int layer) {
+  if (!args.tap || args.tap->layer != layer) return;
+  args.tap->rows = g.output(ggml_cont(g.ctx(), h), "tapped");
+}
+
 Tensor build_layer(GraphBuilder& g, const Model& model, const ForwardArgs& args, Tensor h,
                    Tensor out_rows, int layer) {
   h = build_attention(g, model, args, h, out_rows, layer);
@@ -46,7 +52,11 @@ Tensor Model::build_hidden(GraphBuilder& g, const ForwardArgs& args, int layer) 
     h = build_feed_forward(g, *this, args, h, args.mid->layer);
     il = args.mid->layer + 1;
   }
-  for (; il < layer; ++il) h = build_layer(g, *this, args, h, nullptr, il);
+  for (; il < layer; ++il) {
+    build_tap(g, args, h, il);
+    h = build_layer(g, *this, args, h, nullptr, il);
+  }
+  build_tap(g, args, h, layer);
   return h;
 }
 

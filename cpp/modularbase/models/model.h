@@ -27,12 +27,19 @@ struct MidRows {
   Tensor read_ids;   // I32 [n_mid_rows]: the rows that restart; null: none
 };
 
+/// Where the residual stream is looked at on its way.
+struct TapPoint {
+  int layer;
+  Tensor rows = nullptr;  // set while building: the stream that enters the layer, [n_embd, n]
+};
+
 /// What a graph is built with, beside the weights. Rows that restart come behind the token rows.
 struct ForwardArgs {
   KernelPath linear_path;
   AttentionPath* attention;
   LayerHook* hook;     // null: the plain base
   const MidRows* mid;  // null: nothing is kept and nothing restarts
+  TapPoint* tap;       // null: nobody looks
   Tensor token_ids;    // I32 [n_rows]; null: only rows that restart
   Tensor out_rows;     // I32 [n_out]: the rows carried through the last layer's end; null: all
 };

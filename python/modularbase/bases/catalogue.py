@@ -153,6 +153,12 @@ def names() -> tuple[str, ...]:
     return tuple(entry.name for entry in CATALOGUE)
 
 
+def knows(name: str) -> bool:
+    """Whether there is a base of this name or alias, in any case."""
+    wanted = name.casefold()
+    return any(wanted == entry.name or wanted in entry.aliases for entry in CATALOGUE)
+
+
 def find(name: str) -> BaseEntry:
     """The entry of this name or alias, in any case.
 

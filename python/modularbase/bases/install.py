@@ -26,10 +26,10 @@ __all__ = ["BaseInfo", "info", "install", "list_bases", "remove", "resolve"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseInfo:
-    """A base of the catalogue, and its installation if there is one.
+    """A base of the catalogue or an imported one, and its installation if there is one.
 
     Attributes:
-        name: Name in the catalogue.
+        name: Name in the catalogue, or NAME@VERSION of an imported base.
         aliases: Other names.
         family: Architecture.
         licence: SPDX identifier.
@@ -82,28 +82,31 @@ def remove(name: str) -> None:
         BaseNotFoundError: No such name.
         InstallError: It is not installed, or cannot be deleted.
     """
-    entry = catalogue.find(name)
     store = BaseStore()
-    leftovers = (store.folder(entry.name), store.partial_folder(entry.name))
+    name = _imported_name(store, name) or catalogue.find(name).name
+    leftovers = (store.folder(name), store.partial_folder(name))
     if not any(folder.exists() for folder in leftovers):
-        raise InstallError("it is not installed", "not_installed", name=entry.name)
-    with store.lock(entry.name, no_progress):
-        store.discard(entry.name)
+        raise InstallError("it is not installed", "not_installed", name=name)
+    with store.lock(name, no_progress):
+        store.discard(name)
 
 
 def list_bases() -> list[BaseInfo]:
-    """All bases of the catalogue."""
+    """All bases of the catalogue, and those that were imported."""
     store = BaseStore()
-    return [_info(store, entry) for entry in catalogue.CATALOGUE]
+    known = [_info(store, entry) for entry in catalogue.CATALOGUE]
+    return known + [_imported_info(store, name) for name in store.imported_names()]
 
 
 def info(name: str) -> BaseInfo:
-    """One base of the catalogue.
+    """One base of the catalogue, or an imported one.
 
     Raises:
         BaseNotFoundError: No such name.
     """
-    return _info(BaseStore(), catalogue.find(name))
+    store = BaseStore()
+    imported = _imported_name(store, name)
+    return _imported_info(store, imported) if imported else _info(store, catalogue.find(name))
 
 
 def resolve(
@@ -115,7 +118,8 @@ def resolve(
     """Finds the GGUF file of a base.
 
     Args:
-        name_or_path: A name of the catalogue, or the path of any GGUF file.
+        name_or_path: A name of the catalogue, NAME@VERSION of an imported base (NAME alone is its
+            newest version, unless the catalogue has it), or the path of any GGUF file.
         install: Whether a base of the catalogue that is not there is installed now.
         progress: Told about that installation; by default it is shown on stderr.
 
@@ -124,12 +128,13 @@ def resolve(
         BaseLoadError: The path is not a file.
         InstallError: It is not installed, damaged, or installing failed.
     """
-    text = os.fspath(name_or_path)
+    text, store = os.fspath(name_or_path), BaseStore()
+    if (imported := _imported_name(store, text)) and (record := store.record(imported)):
+        return store.folder(imported) / record.filename
     try:
         entry = catalogue.find(text)
     except BaseNotFoundError:
         return _existing_file(text)
-    store = BaseStore()
     if store.record(entry.name) is None:
         if not install:
             reason = f"it is not installed; run `modularbase base install {entry.name}`"
@@ -149,7 +154,7 @@ def _existing_file(text: str) -> Path:
         raise BaseLoadError(text, "path", "a file", "a folder" if path.is_dir() else "no file")
     if path.suffix.lower() == ".gguf" or os.sep in text:
         raise BaseLoadError(text, "path", "a GGUF file", "nothing there")
-    raise BaseNotFoundError(text, catalogue.names())
+    raise BaseNotFoundError(text, (*catalogue.names(), *BaseStore().imported_names()))
 
 
 def _obtain(
@@ -176,6 +181,16 @@ def _obtain(
     )
 
 
+def _imported_name(store: BaseStore, name: str) -> str | None:
+    """The folder of an imported base, by its name with or without its version."""
+    wanted = name.casefold()
+    any_version = not catalogue.knows(name)
+    for imported in reversed(store.imported_names()):  # the newest version first
+        if wanted == imported or (any_version and wanted == imported.partition("@")[0]):
+            return imported
+    return None
+
+
 def _sound_record(store: BaseStore, entry: BaseEntry) -> BaseRecord | None:
     try:
         return store.record(entry.name)
@@ -183,12 +198,15 @@ def _sound_record(store: BaseStore, entry: BaseEntry) -> BaseRecord | None:
         return None
 
 
-def _info(store: BaseStore, entry: BaseEntry) -> BaseInfo:
-    record, damage = None, None
+def _record_and_damage(store: BaseStore, name: str) -> tuple[BaseRecord | None, str | None]:
     try:
-        record = store.record(entry.name)
+        return store.record(name), None
     except InstallError as error:
-        damage = error.reason
+        return None, error.reason
+
+
+def _info(store: BaseStore, entry: BaseEntry) -> BaseInfo:
+    record, damage = _record_and_damage(store, entry.name)
     return BaseInfo(
         name=entry.name,
         aliases=entry.aliases,
@@ -199,6 +217,23 @@ def _info(store: BaseStore, entry: BaseEntry) -> BaseInfo:
         sha256=record.sha256 if record else entry.sha256,
         path=store.folder(entry.name) / record.filename if record else None,
         revision=record.revision if record else None,
+        installed_at=record.installed_at if record else None,
+        damage=damage,
+    )
+
+
+def _imported_info(store: BaseStore, name: str) -> BaseInfo:
+    record, damage = _record_and_damage(store, name)
+    return BaseInfo(
+        name=name,
+        aliases=(),
+        family=(record.family if record else None) or "?",
+        licence=record.licence if record else "?",
+        source=record.source if record else "?",
+        n_bytes=record.n_bytes if record else None,
+        sha256=record.sha256 if record else None,
+        path=store.folder(name) / record.filename if record else None,
+        revision=None,
         installed_at=record.installed_at if record else None,
         damage=damage,
     )

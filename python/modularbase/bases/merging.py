@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Core
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
+from modularbase.bases.pre_tokenizers import PreTokenizer
 from modularbase.bases.special_tokens import TokenType
 from modularbase.bases.vocab import Vocab
 from modularbase.errors import TokenizerError
@@ -25,6 +26,12 @@ def build_core(vocab: Vocab) -> Core:
     return _byte_level_core(vocab) if vocab.is_byte_level else _sentence_piece_core(vocab)
 
 
+def byte_level_splits(rules: PreTokenizer) -> Sequence:
+    """Cuts text as the rules say, and writes its bytes as byte-level vocabularies do."""
+    splits = [Split(Regex(pattern), "isolated") for pattern in rules.patterns]
+    return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
 def _byte_level_core(vocab: Vocab) -> Core:
     core = _bpe_core(
         BPE,
@@ -32,8 +39,7 @@ def _byte_level_core(vocab: Vocab) -> Core:
         [tuple(merge.split(" ", 1)) for merge in vocab.merges],
         ignore_merges=vocab.rules.ignore_merges,
     )
-    splits = [Split(Regex(pattern), "isolated") for pattern in vocab.rules.patterns]
-    core.pre_tokenizer = Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+    core.pre_tokenizer = byte_level_splits(vocab.rules)
     return core
 
 
@@ -42,7 +48,7 @@ def _sentence_piece_core(vocab: Vocab) -> Core:
     return _bpe_core(
         BPE,
         vocab,
-        _merges_from_scores(vocab),
+        merges_from_scores(vocab),
         unk_token=None if unk is None else vocab.tokens[unk],
         fuse_unk=True,
         byte_fallback=True,
@@ -60,7 +66,7 @@ def _bpe_core(
         ) from error
 
 
-def _merges_from_scores(vocab: Vocab) -> list[tuple[str, ...]]:
+def merges_from_scores(vocab: Vocab) -> list[tuple[str, ...]]:
     """Rebuilds merge rules for SentencePiece: it joins the pair whose union scores best."""
     mergeable = frozenset((TokenType.NORMAL, TokenType.USER_DEFINED))
     pieces = {

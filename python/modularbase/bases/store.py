@@ -1,6 +1,6 @@
 """Installed bases.
 
-- bases/NAME/: the GGUF file and base.json; appears in one rename
+- bases/NAME/: the GGUF file and base.json; appears in one rename; an imported base is NAME@VERSION
 - bases/.partial/NAME/: unfinished downloads that can be resumed
 - bases/.staging, bases/.locks: see storage/folder.py
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
 
 from modularbase.errors import InstallError
 from modularbase.storage.disk import data_folder, disk_errors
@@ -24,7 +26,7 @@ class BaseRecord:
     """What is kept about an installed base, in base.json.
 
     Attributes:
-        name: Name in the catalogue.
+        name: Name in the catalogue, or NAME@VERSION of an imported base.
         source: Where it came from.
         revision: Commit of a hub repository, or None.
         sha256: Digest of the GGUF file.
@@ -32,6 +34,7 @@ class BaseRecord:
         filename: The GGUF file beside the record.
         n_bytes: Its size.
         installed_at: UTC time, ISO 8601.
+        family: Architecture of an imported base; the catalogue knows the others'.
     """
 
     name: str
@@ -42,6 +45,7 @@ class BaseRecord:
     filename: str
     n_bytes: int
     installed_at: str
+    family: str | None = None
 
 
 class BaseStore(SharedFolder):
@@ -55,6 +59,13 @@ class BaseStore(SharedFolder):
         """Where an installed base lies."""
         return self.root / name
 
+    def imported_names(self) -> list[str]:
+        """Names of the bases that were imported, the oldest version of each first."""
+        if not self.root.is_dir():
+            return []
+        names = [path.name for path in self.root.iterdir() if "@" in path.name]
+        return sorted(names, key=_name_and_version)
+
     def partial_folder(self, name: str) -> Path:
         """Where a base's unfinished downloads are kept."""
         return self.root / ".partial" / name
@@ -67,8 +78,9 @@ class BaseStore(SharedFolder):
         """
         folder = self.folder(name)
         try:
-            raw = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-            record = BaseRecord(**{field.name: raw[field.name] for field in fields(BaseRecord)})
+            raw = dict(json.loads((folder / _RECORD).read_text(encoding="utf-8")))
+            known = {field.name for field in fields(BaseRecord)}
+            record = BaseRecord(**{key: raw[key] for key in raw.keys() & known})
             n_bytes = (folder / record.filename).stat().st_size
         except FileNotFoundError:
             if not folder.exists():
@@ -100,6 +112,14 @@ class BaseStore(SharedFolder):
                 folder.rename(stage / "old")  # at once, even if deleting is cut short
             if partial.exists():
                 partial.rename(stage / "partial")
+
+
+def _name_and_version(imported: str) -> tuple[str, Version]:
+    name, _, version = imported.partition("@")
+    try:
+        return name, Version(version)
+    except InvalidVersion:  # a folder that somebody else made
+        return name, Version("0")
 
 
 def _damaged(name: str, folder: Path, why: str) -> InstallError:

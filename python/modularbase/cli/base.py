@@ -9,17 +9,19 @@ import typer
 from rich.table import Table
 
 from modularbase.bases import install as bases
+from modularbase.cli.base_import import import_base
 from modularbase.cli.console import Json, err, out, print_facts, print_json
 from modularbase.cli.progress import install_bar
 
-base_app = typer.Typer(no_args_is_help=True, help="List, install and remove bases.")
+base_app = typer.Typer(no_args_is_help=True, help="List, install, import and remove bases.")
+base_app.command("import")(import_base)
 
 Name = Annotated[str, typer.Argument(help="Name of the base, as `base list` shows it.")]
 
 
 @base_app.command("list")
 def list_bases(as_json: Json = False) -> None:
-    """Lists the bases of the catalogue."""
+    """Lists the bases of the catalogue and those that were imported."""
     entries = bases.list_bases()
     if as_json:
         print_json([asdict(entry) for entry in entries])

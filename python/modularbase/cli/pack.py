@@ -18,9 +18,11 @@ from modularbase.errors import InstallError, InvalidRequestError, PackNotFoundEr
 from modularbase.packs import install as packs
 from modularbase.packs.archive import SUFFIX, read_archive_manifest
 from modularbase.packs.index import open_index
+from modularbase.packs.inspection import is_router
 from modularbase.packs.lockfile import LOCK_FILE, lock_installed, read_lock, write_lock
-from modularbase.packs.pack_file import PackFacts, inspect_pack
+from modularbase.packs.pack_file import inspect_pack
 from modularbase.packs.resolver import BaseVersion
+from modularbase.packs.router_file import RouterWeights, read_router
 from modularbase.packs.spec import parse_spec
 from modularbase.packs.store import InstalledPack, PackStore
 from modularbase.packs.tree import tree_lines
@@ -53,11 +55,12 @@ def list_packs(as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table("id", "version", "name", "base", "experts", "MB", "state")
+    table = Table("id", "version", "type", "name", "base", "experts", "MB", "state")
     for row in rows:
         size = f"{row['n_bytes'] / 1e6:.1f}" if row["n_bytes"] else "?"
-        shown = (row[key] or "?" for key in ("id", "version", "name", "base_id", "experts"))
-        table.add_row(*shown, size, row["damage"] or "installed")
+        known = ("id", "version", "type", "name", "base_id")
+        shown = (row[key] or "?" for key in known)
+        table.add_row(*shown, row["experts"] or "", size, row["damage"] or "installed")
     out.print(table)
 
 
@@ -174,17 +177,20 @@ def _row(store: PackStore, pack_id: str, version: str) -> dict[str, Any]:
     try:
         return _installed_row(store.read(pack_id, version))
     except InstallError as error:
-        unknown = dict.fromkeys(("name", "base_id", "experts", "n_bytes", "sha256", "path"))
+        fields = ("type", "name", "base_id", "experts", "n_bytes", "sha256", "path")
+        unknown = dict.fromkeys(fields)
         return {"id": pack_id, "version": version, **unknown, "damage": error.reason}
 
 
 def _installed_row(pack: InstalledPack) -> dict[str, Any]:
+    is_domain = pack.manifest.type == "domain"
     return {
         "id": pack.manifest.id,
         "version": pack.manifest.version,
+        "type": pack.manifest.type,
         "name": pack.manifest.name,
         "base_id": pack.manifest.base_id,
-        "experts": pack.manifest.quantisation.experts,
+        "experts": pack.manifest.quantisation.experts if is_domain else None,
         "n_bytes": pack.record.n_bytes,
         "sha256": pack.record.sha256,
         "path": str(pack.path),
@@ -200,13 +206,16 @@ def _facts(name: str) -> dict[str, object]:
     path = Path(name).expanduser()
     if not _is_file(name):
         pack = PackStore().find(parse_spec(name))
-        return _manifest_and_shape(inspect_pack(pack.path)) | asdict(pack.record)
+        return _manifest_and_shape(pack.path) | asdict(pack.record)
     if path.suffix == SUFFIX:  # the pack file inside stays where it is
         return read_archive_manifest(path).model_dump(mode="json")
-    return _manifest_and_shape(inspect_pack(path))
+    return _manifest_and_shape(path)
 
 
-def _manifest_and_shape(facts: PackFacts) -> dict[str, object]:
+def _manifest_and_shape(path: Path) -> dict[str, object]:
+    if is_router(path):
+        return _router_facts(read_router(path))
+    facts = inspect_pack(path)
     shape: Mapping[str, object] = asdict(facts.geometry)
     rest = {
         "scale": facts.scale,
@@ -215,6 +224,17 @@ def _manifest_and_shape(facts: PackFacts) -> dict[str, object]:
         "has_probe": facts.probe is not None,
     }
     return facts.manifest.model_dump(mode="json") | dict(shape) | rest
+
+
+def _router_facts(router: RouterWeights) -> dict[str, object]:
+    manifest = router.manifest.model_dump(mode="json", exclude={"quantisation"})
+    return manifest | {
+        "n_embd": router.n_embd,
+        "layer": router.layer,
+        "pooling": router.pooling,
+        "packs": [asdict(pack) for pack in router.packs],
+        "heads": list(router.heads),
+    }
 
 
 def _verdicts(name: str, store: PackStore) -> list[Verdict]:

@@ -78,10 +78,11 @@ def build(
     The pack is tried on its base: what rounding costs is reported, and what it does to a few tokens
     is stored in it, so that every engine can check it.
     """
-    if unmeasured:
+    manifest = read_manifest(project)
+    if unmeasured or manifest.type == "router":  # only a domain pack changes what the base says
         _print_report(building.build(project), as_json)
         return
-    name = base or read_manifest(project).base_id
+    name = base or manifest.base_id
     with Engine.load(name, pack_budget="2GB") as engine:
         report = building.build(project, PackMeasure(engine, _test_text(project)))
     _print_report(report, as_json)
@@ -155,7 +156,8 @@ def _print_report(report: BuildReport, as_json: bool) -> None:
     table = Table("tensor", "relative RMS error of rounding")
     for name, error in report.errors.items():
         table.add_row(name, f"{error:.2e}")
-    out.print(table)
+    if report.errors:
+        out.print(table)
     kl = report.manifest.quantisation.kl
     if kl is not None:
         err.print(f"KL to F16 experts: {kl:.2e} nats a token")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modularbase.bases import install
+from modularbase.byte_sizes import parse_bytes
 from modularbase.cli import train_options as o
 from modularbase.cli.console import Json
 from modularbase.cli.train_run import (
@@ -15,7 +16,7 @@ from modularbase.cli.train_run import (
     run_options,
     save_and_print,
     telling_how_to_resume,
-    training_bar,
+    training_bars,
 )
 from modularbase.errors import InvalidRequestError
 from modularbase.packs.project import read_config
@@ -38,7 +39,9 @@ def fit(
     block_tokens: o.BlockTokens = None,
     neutral_share: o.NeutralShare = None,
     learning_rate: o.LearningRate = None,
+    rate: o.PartRate = None,
     warmup_steps: o.WarmupSteps = None,
+    qat_steps: o.QatSteps = None,
     accumulation: o.Accumulation = None,
     precision: o.Precision = None,
     heldout_blocks: o.HeldOutBlocks = None,
@@ -48,6 +51,8 @@ def fit(
     seed: o.Seed = None,
     device: o.Device = None,
     threads: o.Threads = None,
+    from_engine: o.FromEngine = False,
+    state_cache: o.StateCache = None,
     data_licence: o.DataLicence = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest run, as it was told.")
@@ -68,7 +73,9 @@ def fit(
         block_tokens=block_tokens,
         neutral_share=neutral_share,
         learning_rate=learning_rate,
+        rates=o.part_rates(rate),
         warmup_steps=warmup_steps,
+        qat_steps=qat_steps,
         accumulation=accumulation,
         precision=precision,
         heldout_blocks=heldout_blocks,
@@ -78,6 +85,8 @@ def fit(
         seed=seed,
         device=device,
         n_threads=threads,
+        from_engine=from_engine or None,
+        state_cache_bytes=state_cache and parse_bytes("--state-cache", state_cache),
     )
     need_extra()
     from modularbase.training.export import check_target
@@ -92,7 +101,7 @@ def fit(
 def _fitted(
     project: Path, given: dict[str, Any], base: str | None
 ) -> tuple[TrainOptions, FitReport]:
-    options = _options(project, given, base)
+    options = fit_options(project, given, base)
     return options, run_options(options)
 
 
@@ -106,11 +115,12 @@ def _resumed(
         names = ", ".join([*given, *(["base"] if base else [])])
         raise InvalidRequestError("--resume", "no options but those the run began with", names)
     options = RunFolder.latest(project).options()
-    with training_bar() as watch:
-        return options, run(project, watch)
+    with training_bars() as (watch, state_watch):
+        return options, run(project, watch, state_watch=state_watch)
 
 
-def _options(project: Path, given: dict[str, Any], base: str | None) -> TrainOptions:
+def fit_options(project: Path, given: dict[str, Any], base: str | None) -> TrainOptions:
+    """The run that the given options and train.toml ask for; base None: the project's."""
     from modularbase.training.options import TrainOptions
 
     config = read_config(project)

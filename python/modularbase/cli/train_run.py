@@ -22,6 +22,7 @@ from modularbase.cli.console import err, print_facts, print_json
 from modularbase.errors import TrainingError
 
 if TYPE_CHECKING:
+    from modularbase.training.engine_states import StateReport, StateWatch
     from modularbase.training.fit import FitReport, StepReport, Watch
     from modularbase.training.options import TrainOptions
 
@@ -34,8 +35,8 @@ def run_options(options: TrainOptions) -> FitReport:
 
     if not options.neutral:
         err.print("no --neutral text: nothing holds the pack to the base outside its domain")
-    with training_bar() as watch:
-        return fit(options, watch)
+    with training_bars() as (watch, state_watch):
+        return fit(options, watch, state_watch=state_watch)
 
 
 @contextmanager
@@ -71,17 +72,26 @@ def need_extra() -> None:
 
 
 @contextmanager
-def training_bar() -> Iterator[Watch]:
-    """Gives a watch that moves the bar."""
+def training_bars() -> Iterator[tuple[Watch, StateWatch]]:
+    """Gives watches that move the bars of the training, and of the engine where there is one."""
     columns = (
-        TextColumn("training"),
+        TextColumn("{task.fields[title]}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.description}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=err) as progress:
-        task = progress.add_task("measuring the base", total=None)
+        engine = progress.add_task("", title="engine", total=None, visible=False)
+        task = progress.add_task("measuring the base", title="training", total=None)
+
+        def show_states(report: StateReport) -> None:
+            if report.notice:
+                err.print(report.notice, markup=False)
+            if not progress.tasks[engine].visible:
+                place = f"states: {report.n_bytes / 1e6:.0f} MB in {report.folder}"
+                err.print(place, markup=False, soft_wrap=True)
+            progress.update(engine, visible=True, total=report.n_blocks, completed=report.n_done)
 
         def show(report: StepReport) -> None:
             parts = [f"held-out {report.heldout_loss:.3f}"]
@@ -91,7 +101,7 @@ def training_bar() -> Iterator[Watch]:
                 task, total=report.n_steps, completed=report.step, description=" ".join(parts)
             )
 
-        yield show
+        yield show, show_states
 
 
 def print_report(report: FitReport, weights: Path, as_json: bool) -> None:
@@ -110,6 +120,8 @@ def print_report(report: FitReport, weights: Path, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
+    if report.start["perplexity"] == report.base["perplexity"]:  # a new pack is the identity
+        facts["start"] = {}
     for kind in ("base", "start", "pack"):
         figures = facts.pop(kind)
         assert isinstance(figures, dict)

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from modularbase.errors import PackFormatError
+from modularbase.packs.inspection import check_pack
 from modularbase.packs.manifest import Manifest, parse_manifest
-from modularbase.packs.pack_file import inspect_pack
 from modularbase.storage.digest import CHUNK_BYTES, OnBytes
 from modularbase.storage.files import appearing
 
@@ -47,7 +47,7 @@ def write_archive(target: Path, gguf: Path, readme: str, licence: str | None = N
         PackFormatError: The pack file is not sound.
         InstallError: The archive cannot be written.
     """
-    manifest = inspect_pack(gguf).manifest
+    manifest = check_pack(gguf)
     texts = {MANIFEST: manifest.to_json(), README: readme}
     if licence is not None:
         texts[LICENCE] = licence
@@ -89,7 +89,7 @@ def unpack(path: Path, folder: Path, on_bytes: OnBytes) -> Manifest:
             _extract(path, archive, member, folder, on_bytes if member.filename == GGUF else None)
     beside = parse_manifest((folder / MANIFEST).read_bytes(), f"{path}:{MANIFEST}")
     try:
-        inside = inspect_pack(folder / GGUF).manifest
+        inside = check_pack(folder / GGUF)
     except PackFormatError as error:  # name what the user gave, not where it was unpacked
         raise PackFormatError(f"{path}:{GGUF}", error.field, error.expected, error.found) from error
     if beside != inside:

@@ -20,12 +20,14 @@ from modularbase.packs.pack_file import (
 from modularbase.packs.project import (
     DIST_FOLDER,
     PARENT_FILE,
+    ROUTER_FILE,
     WEIGHTS_FOLDER,
     TrainConfig,
     archive_path,
     read_config,
     read_manifest,
 )
+from modularbase.packs.router_file import read_router, write_router
 from modularbase.packs.weights import PackGeometry, PackWeights, Probe
 from modularbase.packs.weights_file import SUFFIXES, read_weights
 from modularbase.storage.digest import sha256_of
@@ -70,30 +72,23 @@ def build(project: Path, measure: Measure | None = None) -> BuildReport:
 
     Args:
         project: The project's folder.
-        measure: Tries the pack on its base; without it the pack has no probe and no KL figure.
+        measure: Tries a domain pack on its base; without it the pack has no probe and no KL figure.
 
     Raises:
         PackFormatError: The project or its weights are not what they should be.
         InstallError: dist/ cannot be written.
     """
-    manifest, config = read_manifest(project), read_config(project)
-    if manifest.base_id != config.base:
-        raise PackFormatError(str(project), "train.toml base", manifest.base_id, config.base)
-    source = _weights_path(project)
-    tensors = read_weights(source)
-    weights = PackWeights(
-        geometry=_geometry(config, tensors, source),
-        tensors=tensors,
-        manifest=manifest,
-        scale=config.geometry.scale,
-    )
-    parent = project / PARENT_FILE
-    if measure is not None:
-        weights = _measured(weights, parent, measure)
-    with disk_errors(manifest.id, project):
-        (project / DIST_FOLDER).mkdir(exist_ok=True)
+    manifest = read_manifest(project)
     gguf, target = project / DIST_FOLDER / archive.GGUF, archive_path(project, manifest)
-    written = _write(gguf, weights, parent).manifest
+    if manifest.type == "router":
+        router = replace(read_router(project / ROUTER_FILE), manifest=manifest)
+        _make_dist(project)
+        written, errors = write_router(gguf, router).manifest, {}
+    else:
+        weights = _domain_weights(project, manifest, measure)
+        _make_dist(project)
+        written = _write(gguf, weights, project / PARENT_FILE).manifest
+        errors = rounding_errors(weights)
     licence = project / archive.LICENCE
     archive.write_archive(
         target,
@@ -101,7 +96,7 @@ def build(project: Path, measure: Measure | None = None) -> BuildReport:
         _text(project / archive.README),
         _text(licence) if licence.exists() else None,
     )
-    return BuildReport(written, gguf, target, rounding_errors(weights))
+    return BuildReport(written, gguf, target, errors)
 
 
 def quantize(source: Path, target: Path, experts: ExpertType, version: str) -> BuildReport:
@@ -139,6 +134,27 @@ def quantize(source: Path, target: Path, experts: ExpertType, version: str) -> B
             _text(licence) if licence.exists() else None,
         )
         return BuildReport(written, None, target, rounding_errors(weights))
+
+
+def _make_dist(project: Path) -> None:
+    folder = project / DIST_FOLDER
+    with disk_errors(folder.name, folder):
+        folder.mkdir(exist_ok=True)
+
+
+def _domain_weights(project: Path, manifest: Manifest, measure: Measure | None) -> PackWeights:
+    config = read_config(project)
+    if manifest.base_id != config.base:
+        raise PackFormatError(str(project), "train.toml base", manifest.base_id, config.base)
+    source = _weights_path(project)
+    tensors = read_weights(source)
+    weights = PackWeights(
+        geometry=_geometry(config, tensors, source),
+        tensors=tensors,
+        manifest=manifest,
+        scale=config.geometry.scale,
+    )
+    return weights if measure is None else _measured(weights, project / PARENT_FILE, measure)
 
 
 def _write(path: Path, weights: PackWeights, parent: Path) -> PackFacts:

@@ -24,6 +24,7 @@ from modularbase.packs.project import (
     PARENT_FILE,
     PROMPTS_FILE,
     GeometryConfig,
+    read_manifest,
 )
 from modularbase.packs.resolver import BaseVersion
 from modularbase.packs.scaffold import project_files, write_project
@@ -128,6 +129,8 @@ def derive_project(
 ) -> None:
     """Makes a project whose pack begins with the weights of another, in weights/parent.gguf.
 
+    A project that was begun with the same manifest, and not trained since, is taken as it is.
+
     Args:
         folder: Where; none of its files is overwritten.
         parent: The pack to begin with.
@@ -135,9 +138,12 @@ def derive_project(
         token_gates: Whether the pack has them, also where the parent lacks them.
 
     Raises:
-        InvalidRequestError: There is a project already.
+        InvalidRequestError: There is another project already.
         InstallError: The folder cannot be written.
     """
+    begun = (folder / MANIFEST_FILE).is_file() and (folder / PARENT_FILE).is_file()
+    if begun and read_manifest(folder) == manifest:
+        return
     facts = parent.facts()
     shape = facts.geometry
     geometry = GeometryConfig(

@@ -13,6 +13,7 @@ from modularbase.errors import (
     PackIncompatibleError,
     PackNotFoundError,
 )
+from modularbase.packs import router_file
 from modularbase.packs.manifest import Manifest, PackRequirement, parse_manifest
 from modularbase.packs.probe import stored_probe
 from modularbase.packs.resolver import BaseVersion, resolve
@@ -20,6 +21,7 @@ from modularbase.packs.store import PackStore
 from modularbase.packs.weights import Probe
 
 _MANIFEST_KEY = "modularbase-pack.manifest"
+_ARCHITECTURE = "general.architecture"
 
 
 class Base(Protocol):
@@ -74,14 +76,16 @@ class PackFinder:
 
         Raises:
             PackFormatError: The file is not sound, or has no manifest.
-            PackIncompatibleError: It was made for another base.
+            PackIncompatibleError: It was made for another base, or is no domain pack.
         """
         metadata = self._metadata(path)
+        if metadata.get(_ARCHITECTURE) == router_file.ARCHITECTURE:
+            self._check_suits(router_file.read_router(path).manifest)
         text = metadata.get(_MANIFEST_KEY)
         if not isinstance(text, str):
             raise PackFormatError(str(path), _MANIFEST_KEY, "a manifest", "none")
         manifest = parse_manifest(text, str(path))
-        self._check_base(manifest)
+        self._check_suits(manifest)
         return FoundPack(path, "", manifest, stored_probe(metadata))
 
     def newest(self, requirement: PackRequirement) -> FoundPack:
@@ -121,7 +125,7 @@ class PackFinder:
         base = BaseVersion(self._base.id, self._base.version)
         versions = self._store.versions(requirement.id)
         if not any(requirement.accepts(m.version) and base.suits(m) for m in versions):
-            self._check_base(newest)
+            self._check_suits(newest)
 
     def _newest(self, requirement: PackRequirement) -> Manifest:
         try:
@@ -134,7 +138,7 @@ class PackFinder:
 
     def _installed(self, manifest: Manifest) -> FoundPack:
         pack = self._store.read(manifest.id, manifest.version)
-        self._check_base(manifest)
+        self._check_suits(manifest)
         probe = stored_probe(self._metadata(pack.path))
         return FoundPack(pack.path, f"sha256:{pack.record.sha256}", manifest, probe)
 
@@ -144,8 +148,10 @@ class PackFinder:
         except BaseLoadError as error:  # the reader's word for a file that is not sound
             raise PackFormatError(error.file, error.field, error.expected, error.found) from error
 
-    def _check_base(self, manifest: Manifest) -> None:
+    def _check_suits(self, manifest: Manifest) -> None:
         name = f"{manifest.id} {manifest.version}"
+        if manifest.type != "domain":
+            raise PackIncompatibleError(name, "type", "domain, to answer requests", manifest.type)
         if manifest.base_id != self._base.id:
             raise PackIncompatibleError(name, "base_id", manifest.base_id, self._base.id)
         if not manifest.suits_base(self._base.version):

@@ -13,8 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from modularbase.errors import InstallError, PackFormatError
 from modularbase.packs.archive import SUFFIX, read_archive_manifest
+from modularbase.packs.inspection import check_pack, is_pack
 from modularbase.packs.manifest import Manifest, PackId, PackVersion, parse_model
-from modularbase.packs.pack_file import inspect_pack, is_pack
 from modularbase.storage.digest import sha256_of
 from modularbase.storage.disk import disk_errors
 from modularbase.storage.files import appearing
@@ -162,7 +162,7 @@ def _scan(folder: Path) -> list[IndexEntry]:
         if path.suffix == SUFFIX:
             manifest = read_archive_manifest(path)
         elif path.suffix == ".gguf" and is_pack(path):
-            manifest = inspect_pack(path).manifest
+            manifest = check_pack(path)
         else:
             continue
         known = entries.get((manifest.id, manifest.version))

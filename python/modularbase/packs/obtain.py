@@ -12,8 +12,8 @@ from typing import Literal
 from modularbase.errors import InstallError, InvalidRequestError, PackFormatError
 from modularbase.packs.archive import GGUF, MANIFEST, README, SUFFIX, unpack
 from modularbase.packs.index import is_url
+from modularbase.packs.inspection import check_pack
 from modularbase.packs.manifest import Manifest
-from modularbase.packs.pack_file import inspect_pack
 from modularbase.storage.digest import OnBytes, sha256_of
 from modularbase.storage.disk import check_space
 from modularbase.storage.http_download import DownloadError, download, size_of
@@ -122,7 +122,7 @@ def _unpack(source: Path, name: str, content: Path, progress: ProgressCallback) 
     if name.endswith(SUFFIX):
         return unpack(source, content, report)
     shutil.copyfile(source, content / GGUF)
-    manifest = inspect_pack(content / GGUF).manifest
+    manifest = check_pack(content / GGUF)
     (content / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     card = f"# {manifest.name}\n\n{manifest.description}\n"
     (content / README).write_text(card, encoding="utf-8")

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,26 +185,47 @@ def rounded(array: FloatArray, wanted: WeightType) -> FloatArray:
     return _core.dequantize(_core.quantize(_rows(array), wanted), wanted).reshape(array.shape)
 
 
-def _open(path: Path) -> _core.PackFile:
-    text = os.fspath(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PackFormatError(ascii(text), "path", "UTF-8", "other bytes") from error
-    return _core.read_pack(text)
-
-
-def is_pack(path: Path) -> bool:
-    """Whether a GGUF file says that it is a pack; a base does not.
+def read_metadata(path: Path) -> dict[str, Any]:
+    """All metadata of a GGUF file of any kind.
 
     Raises:
         PackFormatError: It is no sound GGUF file.
     """
     try:
-        metadata = _core.read_gguf_metadata(os.fspath(path))
+        return _core.read_gguf_metadata(_utf8(path))
     except BaseLoadError as error:
         raise PackFormatError(error.file, error.field, error.expected, error.found) from error
-    return metadata.get("general.architecture") == ARCHITECTURE
+
+
+def read_f32_tensors(path: Path) -> dict[str, FloatArray]:
+    """All tensors of a GGUF file that holds rows of F32 alone, each [n_rows, n_per_row].
+
+    Raises:
+        PackFormatError: It is no sound GGUF file, or holds anything else.
+    """
+    tensors: dict[str, FloatArray] = {}
+    try:
+        for name, type_name, (_, _, *more), _ in _core.read_gguf_tensors(_utf8(path)):
+            if type_name != "f32" or any(n != 1 for n in more):
+                found = "more dimensions" if type_name == "f32" else type_name
+                raise PackFormatError(str(path), name, "rows of f32", found)
+            tensors[name] = _core.read_gguf_rows(_utf8(path), name)
+    except BaseLoadError as error:
+        raise PackFormatError(error.file, error.field, error.expected, error.found) from error
+    return tensors
+
+
+def _open(path: Path) -> _core.PackFile:
+    return _core.read_pack(_utf8(path))
+
+
+def _utf8(path: Path) -> str:
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PackFormatError(ascii(text), "path", "UTF-8", "other bytes") from error
+    return text
 
 
 def _geometry(pack: _core.PackFile) -> PackGeometry:
@@ -233,6 +255,7 @@ def _numpy_shape(name: str, ggml_shape: list[int]) -> tuple[int, ...]:
 def _compare(facts: PackFacts, file: str) -> None:
     said = facts.manifest.quantisation
     for field, manifest_value, tensor_value in (
+        ("type", facts.manifest.type, "domain"),
         ("quantisation.experts", said.experts, facts.expert_type),
         ("quantisation.adapters", said.adapters, facts.adapter_type),
         ("size_bytes", facts.manifest.size_bytes or facts.n_bytes, facts.n_bytes),

@@ -23,6 +23,7 @@ PROMPTS_FILE = "prompts.txt"
 DATA_FOLDER = "data"
 WEIGHTS_FOLDER = "weights"
 PARENT_FILE = f"{WEIGHTS_FOLDER}/parent.gguf"
+ROUTER_FILE = f"{WEIGHTS_FOLDER}/router.gguf"
 DIST_FOLDER = "dist"
 
 

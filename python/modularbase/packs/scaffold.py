@@ -70,6 +70,28 @@ def init_project(
     return manifest
 
 
+def init_router_project(folder: Path, *, base_id: str, base_digest: str) -> Manifest:
+    """Makes the project folder of a router pack, named by the folder.
+
+    Args:
+        folder: Where; it may exist, but none of its files is overwritten.
+        base_id: The base whose states it takes.
+        base_digest: Of that base's file: other weights have other states.
+
+    Raises:
+        InvalidRequestError: A file is there already, or the folder's name makes no id.
+        InstallError: The folder cannot be written.
+    """
+    name = folder.resolve().name
+    manifest = _manifest(name, name, base_id, "Apache-2.0")
+    changes = {"type": "router", "domain": "routing", "base_digest": base_digest}
+    manifest = manifest.model_copy(update=changes)
+    card = f"# {name}\n\nA ModularBase router pack for {base_id}. Say what it knows.\n"
+    files = {MANIFEST_FILE: manifest.to_json(), README: card, ".gitignore": "/dist/\n/weights/\n"}
+    write_project(folder, files)
+    return manifest
+
+
 def project_files(manifest: Manifest, geometry: GeometryConfig) -> dict[str, str]:
     """The texts of a project without training data, by their paths in its folder."""
     return {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from modularbase.errors import InstallError, PackFormatError
 from modularbase.packs.archive import SUFFIX, first_difference, unpack
+from modularbase.packs.inspection import check_pack
 from modularbase.packs.manifest import Manifest
-from modularbase.packs.pack_file import inspect_pack
 from modularbase.packs.store import InstalledPack, PackStore
 from modularbase.packs.tree import missing_dependencies
 from modularbase.storage.digest import sha256_of
@@ -44,7 +44,7 @@ def verify_file(path: Path) -> Manifest:
         PackFormatError: It is not sound.
     """
     if path.suffix != SUFFIX:
-        return inspect_pack(path).manifest
+        return check_pack(path)
     with tempfile.TemporaryDirectory(prefix="modularbase-") as folder:
         return unpack(path, Path(folder), lambda _: None)
 
@@ -54,7 +54,7 @@ def _content_faults(pack: InstalledPack) -> list[str]:
     if found != pack.record.sha256:
         return [f"pack.gguf has sha256 {found}, installed was {pack.record.sha256}"]
     try:
-        inside = inspect_pack(pack.path).manifest
+        inside = check_pack(pack.path)
     except PackFormatError as error:
         return [str(error)]
     if inside != pack.manifest:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
-Stage = Literal["wait", "download", "unpack", "verify", "done"]
+Stage = Literal["wait", "download", "unpack", "convert", "verify", "done"]
 
 
 @dataclass(frozen=True, slots=True)

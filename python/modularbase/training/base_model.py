@@ -25,6 +25,7 @@ from transformers import (
 
 from modularbase.engine import read_metadata
 from modularbase.errors import BaseLoadError
+from modularbase.training import attention
 from modularbase.types import FloatArray
 
 _FAMILIES: dict[str, tuple[Any, Any]] = {
@@ -105,7 +106,7 @@ def _config(
         "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in tensors,
         "rope_parameters": {"rope_type": "default", "rope_theta": value("rope.freq_base", 10000.0)},
-        "attn_implementation": "sdpa",
+        "attn_implementation": attention.NAME,
         "pad_token_id": None,
     }
 

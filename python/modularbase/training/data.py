@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modularbase.bases.tokenizer import Tokenizer
 from modularbase.errors import InvalidRequestError
+from modularbase.training.encoding import Encoder
+from modularbase.training.texts import Document
+
+_Item = TypeVar("_Item", bound=np.generic)
 
 # Streams of random numbers that a run draws from, beside its seed.
 _HELDOUT, _DOMAIN, _NEUTRAL = 0, 1, 2
@@ -80,28 +84,43 @@ class Corpus:
         return content.hexdigest()
 
 
-def pack_blocks(texts: Sequence[str], tokenizer: Tokenizer, block_tokens: int) -> TokenBlocks:
+def pack_blocks(documents: Sequence[Document], encoder: Encoder, block_tokens: int) -> TokenBlocks:
     """Documents one behind the other, an end token between them, cut into blocks.
 
     Each block begins as the base expects a sequence to begin. What does not fill the last block is
-    left out.
+    left out, and so is a block with nothing to learn.
 
     Args:
-        texts: Documents; special tokens in them are mere characters.
-        tokenizer: The base's.
+        documents: What to learn from.
+        encoder: The base's.
         block_tokens: Tokens of a block.
+
+    Raises:
+        ChatTemplateError: There are prompts, and the base has no template for them.
     """
-    opening = tokenizer.encode("")[:1] if tokenizer.bos_id in tokenizer.encode("") else []
     ids: list[int] = []
-    for text in texts:
-        if ids and tokenizer.eos_id is not None:
-            ids.append(tokenizer.eos_id)
-        ids += tokenizer.encode_plain(text)
+    learnt: list[bool] = []
+    for document in documents:
+        if ids and encoder.end_id is not None and ids[-1] != encoder.end_id:
+            ids.append(encoder.end_id)
+            learnt.append(True)
+        seen, told = encoder.encode(document)
+        ids += seen + told
+        learnt += [False] * len(seen) + [True] * len(told)
+    blocks = TokenBlocks(
+        _cut(np.asarray(ids, np.int64), encoder.opening, block_tokens),
+        _cut(np.asarray(learnt, np.bool_), [False] * len(encoder.opening), block_tokens),
+    )
+    blocks.learnt[:, :1] = False
+    return blocks[np.flatnonzero(blocks.learnt.any(axis=1))]
+
+
+def _cut(row: NDArray[_Item], opening: Sequence[int], block_tokens: int) -> NDArray[_Item]:
+    """A row in blocks [n_blocks, block_tokens] that begin with the opening."""
     n_fresh = block_tokens - len(opening)
-    n_blocks = len(ids) // n_fresh
-    body = np.asarray(ids[: n_blocks * n_fresh], np.int64).reshape(n_blocks, n_fresh)
-    starts = np.tile(np.asarray(opening, np.int64), (n_blocks, 1))
-    return TokenBlocks.of(np.concatenate([starts, body], axis=1))
+    n_blocks = len(row) // n_fresh
+    starts = np.tile(np.asarray(opening, row.dtype), (n_blocks, 1))
+    return np.concatenate([starts, row[: n_blocks * n_fresh].reshape(n_blocks, n_fresh)], axis=1)
 
 
 def split_blocks(blocks: TokenBlocks, *, share: float, most: int, seed: int, kind: str) -> Corpus:
@@ -178,11 +197,25 @@ class Mixture:
             self._draw(self._neutral, self._n_neutral, step, _NEUTRAL),
         )
 
+    def used(self, n_steps: int) -> Batch:
+        """The blocks of all steps before n_steps, each once."""
+        return Batch(
+            self._used(self._domain, n_steps * self._n_domain, _DOMAIN),
+            self._used(self._neutral, n_steps * self._n_neutral, _NEUTRAL),
+        )
+
+    def _used(self, blocks: TokenBlocks, n: int, stream: int) -> TokenBlocks:
+        if n >= len(blocks):
+            return blocks
+        return blocks[np.sort(self._order(len(blocks), stream, 0)[:n])]
+
+    def _order(self, n_blocks: int, stream: int, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self._seed, stream, epoch]).permutation(n_blocks)
+
     def _draw(self, blocks: TokenBlocks, n: int, step: int, stream: int) -> TokenBlocks:
         """Walks through the blocks, each pass in an order of its own."""
         chosen = []
         for position in range(step * n, (step + 1) * n):
             epoch, place = divmod(position, len(blocks))
-            order = np.random.default_rng([self._seed, stream, epoch]).permutation(len(blocks))
-            chosen.append(order[place])
+            chosen.append(self._order(len(blocks), stream, epoch)[place])
         return blocks[np.asarray(chosen, np.int64)]

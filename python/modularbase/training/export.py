@@ -47,6 +47,8 @@ def provenance(
         licence: Of the text, or "".
     """
     sources = [*map(_shown, options.data), *(f"neutral: {_shown(p)}" for p in options.neutral)]
+    if options.teacher:
+        sources.append(f"teacher: {options.teacher.name}")
     changes = {
         "command": command,
         "seed": options.seed,

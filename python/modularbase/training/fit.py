@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from modularbase.training.curves import draw_curves
-from modularbase.training.objective import Objective
+from modularbase.training.distillation import objective_of
+from modularbase.training.engine_states import StateReport, StateWatch
+from modularbase.training.interruption import interruptions
 from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
 from modularbase.training.preparation import prepare
@@ -67,7 +65,7 @@ class FitReport:
     figures: dict[str, float]
 
 
-_FIGURES = ("perplexity", "neutral_perplexity", "neutral_kl")
+_FIGURES = ("perplexity", "teacher_kl", "neutral_perplexity", "neutral_kl")
 
 Watch = Callable[[StepReport], None]
 
@@ -76,36 +74,46 @@ def no_watch(report: StepReport) -> None:
     """Takes reports and says nothing."""
 
 
+def no_state_watch(report: StateReport) -> None:
+    """Takes reports and says nothing."""
+
+
 def fit(
-    options: TrainOptions, watch: Watch = no_watch, objective: Objective | None = None
+    options: TrainOptions, watch: Watch = no_watch, state_watch: StateWatch = no_state_watch
 ) -> FitReport:
     """Trains a project's pack.
 
-    Ctrl-C ends the run behind its current step, with a checkpoint from which `resume` goes on.
+    Ctrl-C or SIGTERM ends the run behind its current step, with a checkpoint from which `resume`
+    goes on.
 
     Args:
         options: What to do.
         watch: Called behind every step.
-        objective: What the domain's text teaches; None: the next token.
+        state_watch: Called for every block that an engine computes, before the first step.
 
     Raises:
         InvalidRequestError: Options or text make no sense.
         PackFormatError: The project is not sound.
-        BaseLoadError: The base cannot be trained on.
-        TrainingError: The loss is not finite any more.
+        BaseLoadError: The base cannot be trained on, or the teacher not be loaded.
+        TeacherError: The teacher has another vocabulary.
+        TrainingError: The loss is not finite any more, or the engine process failed.
         KeyboardInterrupt: Somebody pressed Ctrl-C.
+        SystemExit: Somebody sent SIGTERM; its code is 143.
     """
-    trainer, pack = prepare(options, objective)
-    return _run(RunFolder.create(options), options, trainer, pack, watch)
+    with objective_of(options) as objective:
+        trainer, pack = prepare(options, objective, state_watch)
+        return _run(RunFolder.create(options), options, trainer, pack, watch)
 
 
-def resume(project: Path, watch: Watch = no_watch, objective: Objective | None = None) -> FitReport:
+def resume(
+    project: Path, watch: Watch = no_watch, state_watch: StateWatch = no_state_watch
+) -> FitReport:
     """Goes on with a project's newest run, exactly as if it had not stopped.
 
     Args:
         project: Its folder.
         watch: Called behind every step.
-        objective: That of the run.
+        state_watch: As in `fit`.
 
     Raises:
         InvalidRequestError: There is no run, or its text has changed.
@@ -113,41 +121,44 @@ def resume(project: Path, watch: Watch = no_watch, objective: Objective | None =
     """
     folder = RunFolder.latest(project)
     options = folder.options()
-    trainer, pack = prepare(options, objective)
-    state = folder.load()
-    if state is not None:
-        trainer.restore(state)
-    folder.forget_after(trainer.step if state is not None else -1)
-    return _run(folder, options, trainer, pack, watch)
+    with objective_of(options) as objective:
+        trainer, pack = prepare(options, objective, state_watch)
+        state = folder.load()
+        if state is not None:
+            trainer.restore(state)
+        folder.forget_after(trainer.step if state is not None else -1)
+        return _run(folder, options, trainer, pack, watch)
 
 
 def _run(
     folder: RunFolder, options: TrainOptions, trainer: Trainer, pack: PackModule, watch: Watch
 ) -> FitReport:
     loss, speed = None, 0.0
-    with RunLog(folder, trainer.step + 1) as log, _interrupts() as interrupted:
+    ends = (options.qat_start, options.steps)
+    with RunLog(folder, trainer.step + 1) as log, interruptions() as interruption:
         if trainer.step == 0:
-            log.write("base", 0, trainer.measure_base().figures())
-            log.write("heldout", 0, trainer.measure().figures())
+            start = trainer.measure()  # a new pack is the identity
+            plain = trainer.measure_base() if options.parent else start
+            log.write("base", 0, plain.figures())
+            log.write("heldout", 0, start.figures())
         heldout = folder.measured()[-1]["loss"]
         watch(StepReport(trainer.step, options.steps, loss, heldout, speed))
         while trainer.step < options.steps and not _is_done(trainer, options):
             figures = trainer.train_step()
             loss, speed = figures["loss"], figures["tokens_per_s"]
             log.write("train", trainer.step, figures)
-            if trainer.step % options.eval_every == 0 or trainer.step == options.steps:
+            if trainer.step % options.eval_every == 0 or trainer.step in ends:
                 measured = trainer.measure()
                 heldout = measured.loss
                 log.write("heldout", trainer.step, measured.figures())
             watch(StepReport(trainer.step, options.steps, loss, heldout, speed))
-            if interrupted():
+            if interruption.signal:
                 break
             if trainer.step % options.save_every == 0 and trainer.step < options.steps:
                 folder.save(trainer.state())
         folder.save(trainer.state())
     draw_curves(folder.metrics(), folder.curves)
-    if interrupted():
-        raise KeyboardInterrupt
+    interruption.take_effect()
     pack.load_state_dict(trainer.best_weights)
     return _report(folder, options, trainer, pack)
 
@@ -168,7 +179,7 @@ def _report(
         best_step=trainer.best[1],
         n_tokens=trainer.n_tokens,
         stopped_early=trainer.step < options.steps,
-        base=_figures(base, "perplexity", "neutral_perplexity"),
+        base=_figures(base, *_FIGURES[:-1]),
         start=_figures(measured[0], *_FIGURES),
         figures=_figures(best, *_FIGURES),
     )
@@ -176,23 +187,3 @@ def _report(
 
 def _figures(row: Mapping[str, Any], *names: str) -> dict[str, float]:
     return {name: row[name] for name in names if name in row}
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Tells whether Ctrl-C was pressed, so that a step is not torn; a second one does not wait."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set  # only the main thread may have handlers; it gets the signal itself
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

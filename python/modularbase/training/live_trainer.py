@@ -19,6 +19,7 @@ import torch
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.engine import read_metadata
 from modularbase.errors import ModularBaseError
+from modularbase.packs.manifest import Quantisation
 from modularbase.packs.scaffold import default_sites
 from modularbase.packs.weights import PackGeometry
 from modularbase.training.base_model import load_base
@@ -26,9 +27,12 @@ from modularbase.training.data import Mixture, TokenBlocks
 from modularbase.training.evaluation import HeldOut
 from modularbase.training.lesson import Fact, error_table
 from modularbase.training.live_protocol import LiveOptions, LiveReport, end_with_stdin
+from modularbase.training.objective import NextToken
 from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
 from modularbase.training.publish import PackChannel
+from modularbase.training.rounding import Rounding
+from modularbase.training.states import TorchStates
 from modularbase.training.trainer import Trainer, make_autocast
 from modularbase.training.twin import Twin
 
@@ -128,11 +132,14 @@ class LiveTrainer:
 
     def _trainer(self, n_steps: int) -> Trainer:
         options, nothing = self._train_options(n_steps), self._blocks[:0]
-        heldout = HeldOut(self._twin, nothing, nothing, make_autocast(options))
+        autocast, objective = make_autocast(options), NextToken()
+        states = TorchStates(self._twin, autocast)
+        heldout = HeldOut(self._twin, nothing, nothing, states, autocast, objective)
         mixture = Mixture(
             self._blocks, nothing, n_domain=_BATCH_FACTS, n_neutral=0, seed=options.seed
         )
-        return Trainer(self._twin, mixture, heldout, options, digest="")
+        rounding = Rounding(self.pack, Quantisation(), has_parent=False)
+        return Trainer(self._twin, mixture, heldout, states, options, "", rounding, objective)
 
     def _train_options(self, n_steps: int) -> TrainOptions:
         return TrainOptions(

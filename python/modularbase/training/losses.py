@@ -18,7 +18,8 @@ def cross_entropy(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tenso
         head: Output matrix [n_vocab, n_embd]; gets no gradient.
         targets: Token ids [n_rows].
     """
-    return _HeadLoss.apply(hidden, _narrowed(head), targets)
+    head = _narrowed(head)
+    return _HeadLoss.apply(hidden, head, targets, head, 1.0)
 
 
 def kl_to_base(hidden: torch.Tensor, head: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
@@ -29,7 +30,28 @@ def kl_to_base(hidden: torch.Tensor, head: torch.Tensor, base: torch.Tensor) -> 
         head: Output matrix [n_vocab, n_embd]; gets no gradient.
         base: Final states of the plain base [n_rows, n_embd]; get no gradient.
     """
-    return _HeadLoss.apply(hidden, _narrowed(head), base)
+    head = _narrowed(head)
+    return _HeadLoss.apply(hidden, head, base, head, 1.0)
+
+
+def kl_to_teacher(
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    states: torch.Tensor,
+    teacher_head: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """Sum over rows of T^2 KL(teacher || pack) of both distributions at temperature T, in nats.
+
+    Args:
+        hidden: Final states with the pack [n_rows, n_embd].
+        head: Output matrix [n_vocab, n_embd]; gets no gradient.
+        states: Final states of the teacher [n_rows, its n_embd]; get no gradient.
+        teacher_head: Its output matrix [n_vocab, its n_embd]; gets no gradient.
+        temperature: T.
+    """
+    heads = _narrowed(head), _narrowed(teacher_head)
+    return _HeadLoss.apply(hidden, heads[0], states, heads[1], temperature)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -37,20 +59,27 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, aim: torch.Tensor
+        ctx: Any,
+        hidden: torch.Tensor,
+        head: torch.Tensor,
+        aim: torch.Tensor,
+        aim_head: torch.Tensor,
+        temperature: float,
     ) -> torch.Tensor:
-        """Sums the loss; aim is token ids (cross-entropy) or the base's states (KL)."""
+        """Sums the loss; aim is token ids (cross-entropy) or states for aim_head (KL)."""
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for first in range(0, len(hidden), _CHUNK_ROWS):
             rows = slice(first, first + _CHUNK_ROWS)
-            log_p = (hidden[rows] @ head.T).to(wide).log_softmax(dim=-1)  # [n, n_vocab]
+            log_p = _log_softmax(hidden[rows] @ head.T, wide, temperature)  # [n, n_vocab]
             if aim.is_floating_point():
-                log_q = (aim[rows] @ head.T).to(wide).log_softmax(dim=-1)
+                log_q = _log_softmax(aim[rows] @ aim_head.T, wide, temperature)
                 q = log_q.exp()
-                total += (q * (log_q - log_p)).sum()
+                total += temperature**2 * (q * (log_q - log_p)).sum()
                 difference = log_p.exp_().sub_(q)
+                if temperature != 1:  # T^2, and 1/T of the logits
+                    difference *= temperature
             else:
                 ids = aim[rows, None]
                 total -= log_p.gather(1, ids).sum()
@@ -66,7 +95,12 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scales what forward found."""
         (grad,) = ctx.saved_tensors
-        return outer[0].to(grad.dtype) * grad, None, None
+        return outer[0].to(grad.dtype) * grad, None, None, None, None
+
+
+def _log_softmax(logits: torch.Tensor, dtype: torch.dtype, temperature: float) -> torch.Tensor:
+    wide = logits.to(dtype)
+    return (wide if temperature == 1 else wide / temperature).log_softmax(dim=-1)
 
 
 def _narrowed(head: torch.Tensor) -> torch.Tensor:

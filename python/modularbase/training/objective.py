@@ -22,6 +22,14 @@ class Objective(Protocol):
             blocks: The n_seq sequences behind the states.
         """
 
+    def figures(
+        self, final: torch.Tensor, head: torch.Tensor, blocks: TokenBlocks
+    ) -> dict[str, float]:
+        """What held-out text says, by name: sums over the learnt tokens.
+
+        Always `loss`, the cross-entropy; `objective` where a run lowers something else.
+        """
+
 
 class NextToken:
     """The text itself is the teacher: cross-entropy of the next token."""
@@ -31,6 +39,12 @@ class NextToken:
         rows = predicting(final, blocks)
         ids, learnt = blocks.ids[:, 1:], blocks.learnt[:, 1:]
         return cross_entropy(rows, head, torch.from_numpy(ids[learnt]).to(final.device))
+
+    def figures(
+        self, final: torch.Tensor, head: torch.Tensor, blocks: TokenBlocks
+    ) -> dict[str, float]:
+        """The loss; arguments as in `Objective.figures`."""
+        return {"loss": float(self.loss(final, head, blocks))}
 
 
 def predicting(final: torch.Tensor, blocks: TokenBlocks) -> torch.Tensor:

@@ -47,6 +47,10 @@ class TrainOptions:
         data: Files or folders of the domain; none: the project's data/train.jsonl.
         heldout: Files or folders that are only measured on; none: drawn from `data`.
         neutral: Files or folders of any other text, on which the pack is held to the base.
+        teacher: GGUF file of a larger model with the base's vocabulary, which says how likely every
+            next token of the domain is; None: the text alone teaches.
+        teacher_weight: Of the teacher, 0 to 1; the text has the rest.
+        teacher_temperature: What softens both distributions; above 1, unlikely tokens count more.
         steps: Steps of the optimiser.
         block_tokens: Tokens of a sequence.
         batch_blocks: Sequences of a step, neutral ones included.
@@ -59,6 +63,8 @@ class TrainOptions:
         rates: Of the parts of a pack.
         warmup_steps: Steps in which the rate rises, at most a fifth of all; then it falls to 0
             along a cosine.
+        qat_steps: The last steps, in which the pack computes with weights rounded to the types of
+            its file, and is measured so.
         weight_decay: Of the matrices.
         clip_norm: Longest gradient.
         precision: "bf16" multiplies in BF16 under autocast; "auto" does where the device has it.
@@ -70,6 +76,9 @@ class TrainOptions:
         seed: Of the weights and of the order of the data.
         device: Where to compute, as PyTorch names it.
         n_threads: Threads of PyTorch; 0: as it is set.
+        from_engine: Whether the base's states that do not depend on the pack come from an engine
+            in another process, and are kept on the disk.
+        state_cache_bytes: Most that those may take there, of all runs together.
     """
 
     project: Path
@@ -78,6 +87,9 @@ class TrainOptions:
     data: tuple[Path, ...] = ()
     heldout: tuple[Path, ...] = ()
     neutral: tuple[Path, ...] = ()
+    teacher: Path | None = None
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 2.0
     steps: int = 1000
     block_tokens: int = 256
     batch_blocks: int = 16
@@ -89,6 +101,7 @@ class TrainOptions:
     learning_rate: float = 2e-3
     rates: PartRates = field(default_factory=PartRates)
     warmup_steps: int = 50
+    qat_steps: int = 0
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     precision: Precision = "auto"
@@ -100,6 +113,8 @@ class TrainOptions:
     seed: int = 0
     device: str = "cpu"
     n_threads: int = 0
+    from_engine: bool = False
+    state_cache_bytes: int = 16 << 30
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense."""
@@ -107,7 +122,9 @@ class TrainOptions:
             **dict.fromkeys(("steps", "accumulation", "heldout_blocks"), 1),
             **dict.fromkeys(("eval_every", "save_every", "batch_blocks"), 1),
             **dict.fromkeys(("warmup_steps", "patience", "seed", "n_threads"), 0),
+            "qat_steps": 0,
             "block_tokens": 2,
+            "state_cache_bytes": 1,
         }
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -115,18 +132,27 @@ class TrainOptions:
         for name in ("kl_weight", "balance_weight", "z_weight", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InvalidRequestError(name, "0 or more", str(getattr(self, name)))
-        for name in ("learning_rate", "clip_norm"):
+        if not 0 <= self.teacher_weight <= 1:
+            raise InvalidRequestError("teacher_weight", "0 to 1", str(self.teacher_weight))
+        for name in ("learning_rate", "clip_norm", "teacher_temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidRequestError(name, "more than 0", str(getattr(self, name)))
         for name in ("neutral_share", "heldout_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidRequestError(name, "0 or more, below 1", str(getattr(self, name)))
+        if self.qat_steps > self.steps:
+            raise InvalidRequestError("qat_steps", f"at most {self.steps}", str(self.qat_steps))
         if self.accumulation > self.n_domain:
             raise InvalidRequestError(
                 "accumulation",
                 f"at most {self.n_domain}, a step's domain sequences",
                 str(self.accumulation),
             )
+
+    @property
+    def qat_start(self) -> int:
+        """The step behind which weights are rounded; the last where they never are."""
+        return self.steps - self.qat_steps
 
     @property
     def n_neutral(self) -> int:
@@ -150,6 +176,7 @@ class TrainOptions:
             self,
             project=project,
             parent=self.parent and moved(self.parent),
+            teacher=self.teacher and moved(self.teacher),
             data=tuple(map(moved, self.data)),
             heldout=tuple(map(moved, self.heldout)),
             neutral=tuple(map(moved, self.neutral)),

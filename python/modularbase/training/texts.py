@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from modularbase.errors import InvalidRequestError
@@ -12,7 +13,20 @@ SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl", ".html", ".csv", ".tsv")
 """What is taken from a folder; a file that is named itself may have any name."""
 
 
-def read_documents(paths: Sequence[Path]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Something to learn from.
+
+    Attributes:
+        text: What is learnt.
+        prompt: What was asked, where the text is the answer: it is seen, and not learnt.
+    """
+
+    text: str
+    prompt: str | None = None
+
+
+def read_documents(paths: Sequence[Path]) -> list[Document]:
     """All documents, in an order that depends on names alone.
 
     A .jsonl file has a document a line, as a project's data/README.md says; any other file is one.
@@ -20,7 +34,8 @@ def read_documents(paths: Sequence[Path]) -> list[str]:
     Raises:
         InvalidRequestError: A path that is not there, no UTF-8, or lines that are no documents.
     """
-    return [text for path in paths for file in _files(path) for text in _documents(file) if text]
+    files = (file for path in paths for file in _files(path))
+    return [document for file in files for document in _documents(file) if document.text]
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -31,7 +46,7 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
 
 
-def _documents(file: Path) -> Iterator[str]:
+def _documents(file: Path) -> Iterator[Document]:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
@@ -39,21 +54,20 @@ def _documents(file: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise InvalidRequestError("data", "UTF-8 text", f"{file}: {error.reason}") from error
     if file.suffix != ".jsonl":
-        yield text
+        yield Document(text)
         return
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield _row(line, f"{file}, line {number}")
 
 
-def _row(line: str, place: str) -> str:
+def _row(line: str, place: str) -> Document:
     expected = "an object with 'text', or with 'prompt' and 'response'"
     try:
         row = json.loads(line)
-        keys = ("text",) if "text" in row else ("prompt", "response")
-        parts = [row[key] for key in keys]
+        parts = (row["text"],) if "text" in row else (row["response"], row["prompt"])
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidRequestError("data", expected, f"{place}: {error}") from error
     if not all(isinstance(part, str) for part in parts):
         raise InvalidRequestError("data", expected, f"{place}: values that are no text")
-    return "\n".join(parts)
+    return Document(*parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,11 @@ from modularbase.errors import InvalidRequestError, TrainingError
 from modularbase.training.data import Batch, Mixture
 from modularbase.training.evaluation import HeldOut, Measurement
 from modularbase.training.losses import kl_to_base
-from modularbase.training.objective import NextToken, Objective, before_last
+from modularbase.training.objective import Objective, before_last
 from modularbase.training.optimiser import freeze_parts, make_optimiser, rate_factor, set_rates
 from modularbase.training.options import TrainOptions
+from modularbase.training.rounding import Rounding
+from modularbase.training.states import StateSource
 from modularbase.training.twin import Twin
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -56,9 +58,11 @@ class Trainer:
         twin: Twin,
         mixture: Mixture,
         heldout: HeldOut,
+        states: StateSource,
         options: TrainOptions,
         digest: str,
-        objective: Objective | None = None,
+        rounding: Rounding,
+        objective: Objective,
     ) -> None:
         """Starts at step 0.
 
@@ -66,12 +70,15 @@ class Trainer:
             twin: Base and pack, on the options' device.
             mixture: What is trained on.
             heldout: What is measured on.
+            states: The base's, of all blocks of the mixture.
             options: The run's.
             digest: Of all text, so that a run does not go on with another.
-            objective: What the domain's text teaches; None: the next token.
+            rounding: Of the last steps.
+            objective: What the domain's text teaches.
         """
         self._twin, self._mixture, self._heldout, self._options = twin, mixture, heldout, options
-        self._digest, self._objective = digest, objective or NextToken()
+        self._states, self._digest = states, digest
+        self._objective, self._rounding = objective, rounding
         self._autocast = make_autocast(options)
         freeze_parts(twin.pack, options.rates)
         self._optimiser = make_optimiser(twin.pack, options)
@@ -91,9 +98,10 @@ class Trainer:
         set_rates(self._optimiser, factor)
         self._optimiser.zero_grad(set_to_none=True)
         figures: dict[str, float] = {}
-        for piece in batch.pieces(self._options.accumulation):
-            for name, value in self._backward(piece, batch).items():
-                figures[name] = figures.get(name, 0.0) + value
+        with self._weights_in_force():
+            for piece in batch.pieces(self._options.accumulation):
+                for name, value in self._backward(piece, batch).items():
+                    figures[name] = figures.get(name, 0.0) + value
         parameters = self._twin.pack.parameters()
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._options.clip_norm))
         if not math.isfinite(norm) or not all(map(math.isfinite, figures.values())):
@@ -108,8 +116,11 @@ class Trainer:
         return {**figures, "grad_norm": norm, "learning_rate": rate, "tokens_per_s": speed}
 
     def measure(self) -> Measurement:
-        """Measures the pack and remembers the best."""
-        found = self._heldout.measure()
+        """Measures the pack and remembers the best; of rounded weights, once they are in force."""
+        with self._weights_in_force():
+            found = self._heldout.measure()
+        if self._options.qat_steps and self.step == self._options.qat_start:
+            self.best = (math.inf, 0)
         total = found.total(self._options.kl_weight)
         if total < self.best[0]:
             self.best, self.n_worse = (total, self.step), 0
@@ -152,21 +163,19 @@ class Trainer:
     def _backward(self, piece: Batch, whole: Batch) -> dict[str, float]:
         """Adds a piece's part of the step's gradient; returns its part of the step's losses."""
         options, twin = self._options, self._twin
-        device = twin.head.device
         n_domain = len(piece.domain)
-        ids = torch.from_numpy(np.concatenate([piece.domain.ids, piece.neutral.ids])).to(device)
+        hidden = self._states.entering(np.concatenate([piece.domain.ids, piece.neutral.ids]))
         with self._autocast():
-            hidden = twin.enter(ids)
             output = twin.forward_from(hidden)
             final = output.final[:n_domain]
             loss = self._objective.loss(final, twin.head, piece.domain) / whole.domain.n_learnt
             kl = torch.zeros_like(loss)
-            if len(ids) > n_domain:
-                plain = twin.forward_from(hidden[n_domain:], with_pack=False).final
+            if len(piece.neutral):
+                plain = self._states.final(piece.neutral.ids, hidden[n_domain:])
                 final = before_last(output.final[n_domain:])
                 kl = kl_to_base(final, twin.head, before_last(plain))
                 kl = kl / (whole.neutral.n_tokens - len(whole.neutral))
-        share = ids.numel() / whole.n_tokens
+        share = piece.n_tokens / whole.n_tokens
         balance, z_loss = output.balance * share, output.z_loss * share
         total = loss + options.kl_weight * kl
         total = total + options.balance_weight * balance + options.z_weight * z_loss
@@ -177,6 +186,10 @@ class Trainer:
             "balance": balance.item(),
             "z_loss": z_loss.item(),
         }
+
+    def _weights_in_force(self) -> AbstractContextManager[None]:
+        is_rounded = self._options.qat_steps and self.step >= self._options.qat_start
+        return self._rounding.applied() if is_rounded else nullcontext()
 
     def _weights(self) -> dict[str, torch.Tensor]:
         state = self._twin.pack.state_dict()

@@ -62,7 +62,7 @@ class Twin:
         """
         with torch.no_grad():
             hidden = self.base.model.embed_tokens(ids)
-            return self._run(hidden, 0, self.first_site)
+            return run_layers(self.base, hidden, 0, self.first_site)
 
     def forward_from(self, hidden: torch.Tensor, *, with_pack: bool = True) -> TwinOutput:
         """The upper half, from what `enter` gives.
@@ -88,16 +88,7 @@ class Twin:
 
     def _upper(self, hidden: torch.Tensor) -> torch.Tensor:
         n_layer = len(self.base.model.layers)
-        return self.base.model.norm(self._run(hidden, self.first_site, n_layer))
-
-    def _run(self, hidden: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        model = self.base.model
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        rope = model.rotary_emb(hidden, position_ids=positions)
-        for layer in model.layers[first:last]:
-            # Without a mask the attention is causal.
-            hidden = layer(hidden, position_ids=positions, position_embeddings=rope)
-        return hidden
+        return self.base.model.norm(run_layers(self.base, hidden, self.first_site, n_layer))
 
     @contextmanager
     def _acting(self) -> Iterator[list[SiteOutput]]:
@@ -117,3 +108,21 @@ class Twin:
             return output + found.delta
 
         return hook
+
+
+def run_layers(base: PreTrainedModel, hidden: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """The residual stream behind layers first .. last - 1 of a base.
+
+    Args:
+        base: As `load_base` gives it.
+        hidden: What enters layer `first`, of sequences from their start on
+            [n_seq, n_tokens, n_embd].
+        first: A layer.
+        last: The layer that is not run any more.
+    """
+    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    rope = base.model.rotary_emb(hidden, position_ids=positions)
+    for layer in base.model.layers[first:last]:
+        # Without a mask the attention is causal.
+        hidden = layer(hidden, position_ids=positions, position_embeddings=rope)
+    return hidden

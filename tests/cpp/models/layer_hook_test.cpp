@@ -54,7 +54,7 @@ class HookTest {
         upper_({1, 2, 32, GGML_TYPE_F16, 1, 0}, 1, backend_) {}
 
   /// The nodes of the whole forward pass, in the order of execution.
-  std::vector<std::string> nodes(KernelPath path, LayerHook* hook) {
+  std::vector<std::string> nodes(KernelPath path, LayerHook* hook, TapPoint* tap = nullptr) {
     Graph graph(256);
     GraphBuilder g(graph);
     FusedAttention attention(model_->config, {{&memory_, &batch_, &scratch_}});
@@ -62,6 +62,7 @@ class HookTest {
                            .attention = &attention,
                            .hook = hook,
                            .mid = nullptr,
+                           .tap = tap,
                            .token_ids = g.input("token_ids", GGML_TYPE_I32, kRows),
                            .out_rows = g.input("out_rows", GGML_TYPE_I32, 2)};
     g.output(model_->build_normed(g, args), "result_norm");
@@ -80,6 +81,7 @@ class HookTest {
                      .attention = &attention,
                      .hook = hook,
                      .mid = &mid,
+                     .tap = nullptr,
                      .token_ids = nullptr,
                      .out_rows = g.input("out_rows", GGML_TYPE_I32, 2)};
     if (n_rows > 0) {
@@ -149,6 +151,24 @@ TEST_CASE("a hook that adds nothing leaves the graph as it is, node for node") {
     TestHook hook(false);
     CHECK(test.nodes(path, &hook) == test.nodes(path, nullptr));
     CHECK(hook.calls == std::vector<std::string>{"ffn_norm-0 l_out-0 0", "ffn_norm-1 l_out-1 1"});
+  }
+}
+
+TEST_CASE("a tap adds a copy of what enters its layer, and nothing else") {
+  HookTest test;
+  TestHook hook(true);
+  const std::vector<std::string> plain = test.nodes(KernelPath::kFused, &hook);
+  for (const int layer : {0, 1}) {
+    TapPoint tap{layer};
+    std::vector<std::string> nodes = test.nodes(KernelPath::kFused, &hook, &tap);
+    REQUIRE(tap.rows != nullptr);
+    const auto copy = std::find_if(nodes.begin(), nodes.end(), [](const std::string& node) {
+      return node.find(" tapped ") != std::string::npos;
+    });
+    REQUIRE(copy != nodes.end());
+    CHECK(copy->find(layer == 0 ? "<GET_ROWS" : "<ADD hooked-0") != std::string::npos);
+    nodes.erase(copy);
+    CHECK(ops_of(nodes) == ops_of(plain));
   }
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from modularbase.packs.project import CONFIG_FILE, read_manifest
+from modularbase.training.options import PartRates
 from modularbase.training.run_folder import RunFolder
 from modularbase.training.trainer import Trainer
 from tests.conftest import TinyModelFactory
@@ -50,8 +51,12 @@ def test_fit_prints_figures_and_leaves_weights(cli: Cli, project: Path) -> None:
     assert training.command.startswith("modularbase train fit ")
     options = RunFolder(Path(facts["run"])).options()
     assert options.learning_rate == 1e-3  # of train.toml
-    table = cli(*arguments(project))
+    assert options.rates == PartRates() and options.qat_steps == 0
+    table = cli(*arguments(project), "--rate", "w_in=2", "--rate", "experts=0", "--qat-steps", 2)
     assert table.code == 0 and "pack perplexity" in table.out
+    assert "start perplexity" not in table.out
+    options = RunFolder.latest(project).options()
+    assert options.rates == PartRates(w_in=2.0, experts=0.0) and options.qat_steps == 2
 
 
 def test_a_run_without_neutral_text_says_so(cli: Cli, project: Path) -> None:
@@ -60,20 +65,31 @@ def test_a_run_without_neutral_text_says_so(cli: Cli, project: Path) -> None:
     assert "neutral_kl" not in json.loads(shown.out)["pack"]
 
 
+def test_an_engine_may_run_the_lower_half(cli: Cli, project: Path) -> None:
+    shown = cli(*arguments(project), "--from-engine", "--threads", 1, "--json")
+    assert shown.code == 0, shown.err
+    assert "engine" in shown.err and "home/states/" in shown.err
+    facts = json.loads(shown.out)
+    assert RunFolder(Path(facts["run"])).options().from_engine
+    small = cli(*arguments(project), "--from-engine", "--state-cache", "1kB")
+    assert small.code == 1 and "the limit is 1000" in small.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_resumed(
-    cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, code: int, cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Trainer.train_step
 
     def press(self: Any) -> dict[str, float]:
         if self.step == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return real(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", press)
         stopped = cli(*arguments(project))
-    assert stopped.code == 130 and "--resume" in stopped.err
+    assert stopped.code == code and "--resume" in stopped.err
     assert cli("train", "fit", project, "--resume", "--steps", 9).code == 2
     shown = cli("train", "fit", project, "--resume", "--json")
     assert shown.code == 0 and json.loads(shown.out)["n_steps"] == 6
@@ -86,6 +102,8 @@ def test_what_goes_wrong_is_said(
         (2, ("train", "fit", project, "--resume")),
         (2, (*arguments(project), "--data", tmp_path / "nowhere")),
         (2, (*arguments(project), "--lr", "0")),
+        (2, (*arguments(project), "--rate", "w_on=2")),
+        (2, (*arguments(project), "--rate", "w_in")),
         (1, ("train", "fit", tmp_path / "nowhere")),
         (1, (*arguments(project), "--base", "nobody")),
     ):

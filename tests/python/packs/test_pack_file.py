@@ -13,8 +13,9 @@ from gguf import GGUFReader
 
 from modularbase import _core
 from modularbase.errors import InstallError, InvalidRequestError, PackFormatError
+from modularbase.packs.inspection import is_pack
 from modularbase.packs.manifest import Quantisation, parse_manifest
-from modularbase.packs.pack_file import inspect_pack, is_pack, read_pack, write_pack
+from modularbase.packs.pack_file import inspect_pack, read_pack, write_pack
 from modularbase.packs.weights import PROFILE, PackWeights, Probe
 from modularbase.types import FloatArray
 from tests.python.packs.small_packs import GEOMETRY, small_gguf, small_tensors, small_weights

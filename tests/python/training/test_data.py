@@ -3,38 +3,73 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from modularbase.bases.tokenizer import Tokenizer
 from modularbase.engine import read_metadata
-from modularbase.errors import InvalidRequestError
+from modularbase.errors import ChatTemplateError, InvalidRequestError
 from modularbase.training.data import Mixture, TokenBlocks, pack_blocks, split_blocks
-from modularbase.training.texts import read_documents
+from modularbase.training.encoding import Encoder
+from modularbase.training.texts import Document, read_documents
 from tests.conftest import TinyModelFactory
 from tests.tools.gguf_edit import copy_gguf
 
+END = 257
+
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model: TinyModelFactory) -> Tokenizer:
-    """Bytes, and <|end|> as the end."""
-    return Tokenizer.from_metadata(read_metadata(tiny_model().path))
+def encoder(chat_model: Path) -> Encoder:
+    """Bytes, <|end|> as the end, and a template "[user]prompt\\n[a]"."""
+    return Encoder(read_metadata(chat_model))
 
 
-def test_documents_follow_each_other_behind_an_end(tokenizer: Tokenizer) -> None:
-    blocks = pack_blocks(["abc", "defg<|end|>"], tokenizer, 5)
+def test_documents_follow_each_other_behind_an_end(encoder: Encoder) -> None:
+    blocks = pack_blocks([Document("abc"), Document("defg<|end|>")], encoder, 5)
     assert blocks.ids.shape == (3, 5)
     text = blocks.ids.flatten().tolist()
-    assert text[3] == tokenizer.eos_id  # and the one in the text is characters
-    assert tokenizer.decode(text) == "abcdefg<|end|>"
+    assert text[3] == encoder.end_id == END  # and the one in the text is characters
+    assert encoder.tokenizer.decode(text) == "abcdefg<|end|>"
+    assert blocks.learnt.tolist() == [[False, *[True] * 4]] * 3
+
+
+def test_of_an_answer_the_response_is_learnt(encoder: Encoder) -> None:
+    documents = [Document("ab"), Document("yes", prompt="<q>"), Document("no", prompt="?")]
+    blocks = pack_blocks(documents, encoder, 33)
+    (ids,), (learnt,) = blocks.ids.tolist(), blocks.learnt.tolist()
+    rest = encoder.tokenizer.decode_with_special(ids)
+    assert rest == "ab<|end|>[user]<q>\n[a]yes<|end|>[user]?\n[a]no"
+    told = [i for i, is_learnt in zip(ids, learnt, strict=True) if is_learnt]
+    # Neither the first token nor a prompt; the end of a turn, which also parts two documents.
+    assert encoder.tokenizer.decode_with_special(told) == "b<|end|>yes<|end|>no"
+    assert blocks.n_learnt == 8
+
+
+def test_a_block_with_nothing_to_learn_is_left_out(encoder: Encoder) -> None:
+    blocks = pack_blocks([Document("yes", prompt="q" * 10)], encoder, 8)
+    assert len(blocks) == 1  # of three
+    assert encoder.tokenizer.decode_with_special(blocks.ids[0]) == "\n[a]yes<|end|>"
+
+
+def test_a_base_without_template_takes_no_prompts(tiny_model: TinyModelFactory) -> None:
+    encoder = Encoder(read_metadata(tiny_model().path))
+    with pytest.raises(ChatTemplateError, match="made for chat"):
+        pack_blocks([Document("yes", prompt="q")], encoder, 8)
 
 
 def test_blocks_begin_as_the_base_expects(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
-    changes = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 300}
+    changes: dict[str, Any] = {
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.bos_token_id": 300,
+    }
     path = copy_gguf(tiny_model().path, tmp_path / "bos.gguf", changes=changes)
-    blocks = pack_blocks(["abcdefgh"], Tokenizer.from_metadata(read_metadata(path)), 5).ids
+    blocks = pack_blocks([Document("abcdefgh")], Encoder(read_metadata(path)), 5).ids
     assert blocks[:, 0].tolist() == [300, 300] and blocks[1, 1] == blocks[0, 1] + 4
+    changes["tokenizer.chat_template"] = "{{ bos_token }}{{ messages[0]['content'] }}"
+    path = copy_gguf(tiny_model().path, tmp_path / "chat.gguf", changes=changes)
+    blocks = pack_blocks([Document("xyz", prompt="abcde")], Encoder(read_metadata(path)), 5).ids
+    assert (blocks == 300).sum() == len(blocks) == 1  # a BOS of the template is not doubled
 
 
 def test_reads_files_folders_and_lines(tmp_path: Path) -> None:
@@ -44,8 +79,9 @@ def test_reads_files_folders_and_lines(tmp_path: Path) -> None:
     (tmp_path / "rows").write_text("named")
     lines = tmp_path / "c.jsonl"
     lines.write_text('{"text": "x"}\n\n{"prompt": "p", "response": "r"}\n')
-    assert read_documents([tmp_path]) == ["first", "second", "x", "p\nr"]
-    assert read_documents([tmp_path / "rows"]) == ["named"]
+    plain = map(Document, ("first", "second", "x"))
+    assert read_documents([tmp_path]) == [*plain, Document("r", prompt="p")]
+    assert read_documents([tmp_path / "rows"]) == [Document("named")]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +136,18 @@ def test_the_order_depends_on_seed_and_step_alone() -> None:
         assert sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10))
     assert seen[:10] != seen[10:20]
     assert sorted(batch[3] for batch in whole[:4]) == [100, 101, 102, 103]
+
+
+@pytest.mark.parametrize("n_steps", [1, 3, 4, 9])
+def test_what_a_run_uses_is_what_its_steps_draw(n_steps: int) -> None:
+    blocks = TokenBlocks.of(np.arange(10, dtype=np.int64)[:, None])
+    neutral = TokenBlocks.of(100 + np.arange(4, dtype=np.int64)[:, None])
+    mixture = Mixture(blocks, neutral, n_domain=3, n_neutral=1, seed=1)
+    batches = [mixture.batch(step) for step in range(n_steps)]
+    used = mixture.used(n_steps)
+    for kind in ("domain", "neutral"):
+        drawn = {int(i) for batch in batches for i in getattr(batch, kind).ids[:, 0]}
+        assert getattr(used, kind).ids[:, 0].tolist() == sorted(drawn)
 
 
 def test_pieces_cover_a_step() -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from modularbase import Engine
-from modularbase.bases.tokenizer import Tokenizer
 from modularbase.engine import read_metadata
 from modularbase.errors import InvalidRequestError
 from modularbase.pack_evaluation import PackMeasure
@@ -19,6 +18,7 @@ from modularbase.packs.manifest import ExpertType, Origin, Training
 from modularbase.packs.pack_file import read_pack
 from modularbase.packs.project import WEIGHTS_FOLDER, read_manifest
 from modularbase.training.data import TokenBlocks, pack_blocks, split_blocks
+from modularbase.training.encoding import Encoder
 from modularbase.training.export import check_target, export_pack, save_result, write_weights
 from modularbase.training.fit import FitReport, fit
 from modularbase.training.options import TrainOptions
@@ -40,8 +40,8 @@ def run(
 
 def heldout(options: TrainOptions) -> TokenBlocks:
     """What the run measured on."""
-    tokenizer = Tokenizer.from_metadata(read_metadata(options.base))
-    blocks = pack_blocks(read_documents(options.data), tokenizer, options.block_tokens)
+    encoder = Encoder(read_metadata(options.base))
+    blocks = pack_blocks(read_documents(options.data), encoder, options.block_tokens)
     share, most = options.heldout_share, options.heldout_blocks
     return split_blocks(blocks, share=share, most=most, seed=options.seed, kind="data").heldout
 

@@ -124,9 +124,10 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(options: TrainO
 
 
 def test_ctrl_c_leaves_a_checkpoint_of_the_step(options: TrainOptions) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
         fit(options, stop_at(6, lambda: signal.raise_signal(signal.SIGINT)))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     folder = RunFolder.latest(options.project)
     state = folder.load()
     assert state is not None and state["step"] == 6
@@ -135,6 +136,14 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_step(options: TrainOptions) -> None:
     found = rows(options.project)
     fit(options)
     assert rows(options.project, "fit-002") == found
+
+
+def test_sigterm_ends_a_run_like_ctrl_c(options: TrainOptions) -> None:
+    with pytest.raises(SystemExit) as caught:
+        fit(options, stop_at(3, lambda: signal.raise_signal(signal.SIGTERM)))
+    assert caught.value.code == 143
+    state = RunFolder.latest(options.project).load()
+    assert state is not None and state["step"] == 3
 
 
 def test_a_second_ctrl_c_does_not_wait(options: TrainOptions) -> None:
@@ -302,6 +311,16 @@ def test_text_and_sites_must_suit(options: TrainOptions) -> None:
     with pytest.raises(PackFormatError):
         fit(options)
     assert not (options.project / "runs").exists()
+
+
+def test_answers_are_learnt_and_prompts_are_not(options: TrainOptions, chat_model: Path) -> None:
+    told = [{"prompt": f"{i} " * 9, "response": "acute fever of the left knee"} for i in range(150)]
+    rows_file = options.project / "answers.jsonl"
+    rows_file.write_text("".join(json.dumps(row) + "\n" for row in told))
+    options = replace(options, base=chat_model, data=(rows_file,), neutral=(), eval_every=16)
+    report = fit(options)
+    # The answer is always the same one; of the prompts, digits would be left to guess.
+    assert report.figures["perplexity"] < 0.2 * report.base["perplexity"]
 
 
 def test_held_out_text_of_ones_own(options: TrainOptions) -> None:

@@ -1,0 +1,1 @@
+"""Checkpoints of transformers as GGUF files: folder, tensors, numbers, vocabulary, and writing."""
