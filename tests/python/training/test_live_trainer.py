@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,9 +18,10 @@ from modularbase.engine import read_metadata
 from modularbase.training.base_model import load_base
 from modularbase.training.lesson import error_table
 from modularbase.training.live_protocol import LiveOptions, LiveReport
-from modularbase.training.live_trainer import LiveTrainer, RememberingTwin, lesson_blocks
+from modularbase.training.live_trainer import LiveTrainer, RememberedStates, lesson_blocks
 from modularbase.training.pack_module import PackModule
 from modularbase.training.publish import PackChannel
+from modularbase.training.states import TorchStates
 from modularbase.training.twin import Twin
 from tests.conftest import TinyModelFactory
 from tests.python.training.segment_bytes import shm_file
@@ -78,15 +81,16 @@ def test_publishes_lie_at_even_distances(tiny_model: TinyModelFactory, name: str
 
 
 def test_the_lower_half_is_run_once(tiny_model: TinyModelFactory) -> None:
-    base = load_base(tiny_model().path)
-    plain, twin = Twin(base, PackModule(GEOMETRY)), RememberingTwin(base, PackModule(GEOMETRY))
-    ids = torch.arange(24).reshape(4, 6)
-    torch.testing.assert_close(twin.enter(ids[:3]), plain.enter(ids[:3]), rtol=0, atol=0)
-    torch.testing.assert_close(twin.enter(ids.flip(0)), plain.enter(ids.flip(0)))
-    base.model.layers[0].forward = None  # whoever runs it now fails
-    twin.enter(ids)
+    twin = Twin(load_base(tiny_model().path), PackModule(GEOMETRY))
+    plain, states = TorchStates(twin, nullcontext), RememberedStates(twin, nullcontext)
+    blocks = np.arange(24).reshape(4, 6)
+    exact: dict[str, Any] = {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(states.entering(blocks[:3]), plain.entering(blocks[:3]), **exact)
+    torch.testing.assert_close(states.entering(blocks[::-1]), plain.entering(blocks[::-1].copy()))
+    twin.base.model.layers[0].forward = None  # whoever runs it now fails
+    states.entering(blocks)
     with pytest.raises(TypeError):
-        twin.enter(ids + 1)
+        states.entering(blocks + 1)
 
 
 def test_only_endings_are_learnt(tiny_model: TinyModelFactory) -> None:
