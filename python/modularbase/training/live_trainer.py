@@ -32,33 +32,34 @@ from modularbase.training.options import TrainOptions
 from modularbase.training.pack_module import PackModule
 from modularbase.training.publish import PackChannel
 from modularbase.training.rounding import Rounding
-from modularbase.training.states import TorchStates
+from modularbase.training.state_cache import BlockIds
+from modularbase.training.states import Autocast, TorchStates
 from modularbase.training.trainer import Trainer, make_autocast
 from modularbase.training.twin import Twin
 
 _WIDTH = 256  # of the pack's inner states, and of its experts
 _BATCH_FACTS = 16  # of a step
-_LEARNING_RATE = 2e-3
+_LEARNING_RATE = 3e-3
 _WARMUP_STEPS = 5
 _MIN_STEPS = 40  # however slow the machine is
 
 Watch = Callable[[LiveReport], None]
 
 
-class RememberingTwin(Twin):
+class RememberedStates(TorchStates):
     """Runs the frozen lower half once for each block: the lesson is short, and read many times."""
 
-    def __init__(self, base: torch.nn.Module, pack: PackModule) -> None:
-        """As `Twin`."""
-        super().__init__(base, pack)
+    def __init__(self, twin: Twin, autocast: Autocast) -> None:
+        """As `TorchStates`."""
+        super().__init__(twin, autocast)
         self._known: dict[bytes, torch.Tensor] = {}
 
-    def enter(self, ids: torch.Tensor) -> torch.Tensor:
-        """As `Twin.enter`."""
-        keys = [row.numpy().tobytes() for row in ids]
+    def entering(self, blocks: BlockIds) -> torch.Tensor:
+        """As `TorchStates.entering`."""
+        keys = [row.tobytes() for row in blocks]
         fresh = [i for i, key in enumerate(keys) if key not in self._known]
         if fresh:
-            found = super().enter(ids[fresh])
+            found = super().entering(blocks[fresh])
             self._known.update(zip([keys[i] for i in fresh], found, strict=True))
         return torch.stack([self._known[key] for key in keys])
 
@@ -81,9 +82,11 @@ class LiveTrainer:
             sites=default_sites(base.config.num_hidden_layers),
         )
         self.pack = PackModule(geometry, seed=options.seed)
-        self._twin = RememberingTwin(base, self.pack)
+        self._twin = Twin(base, self.pack)
+        self._autocast = make_autocast(self._train_options(n_steps=_MIN_STEPS))
+        self._states = RememberedStates(self._twin, self._autocast)
         tokenizer = Tokenizer.from_metadata(read_metadata(options.base))
-        self._blocks = _lesson_blocks(tokenizer, error_table())
+        self._blocks = lesson_blocks(tokenizer, error_table())
 
     def run(self, channel: PackChannel, watch: Watch) -> None:
         """Trains, and publishes.
@@ -117,24 +120,22 @@ class LiveTrainer:
 
     def _affordable_steps(self) -> int:
         """How many steps the time is enough for, by steps whose effect is taken back."""
-        first = {name: value.clone() for name, value in self.pack.state_dict().items()}
+        initial = {name: value.clone() for name, value in self.pack.state_dict().items()}
         trial = self._trainer(n_steps=_MIN_STEPS)
-        with make_autocast(self._train_options(n_steps=_MIN_STEPS))():
-            for ids in torch.from_numpy(self._blocks.ids).split(_BATCH_FACTS):
-                self._twin.enter(ids)
+        for first in range(0, len(self._blocks), _BATCH_FACTS):
+            self._states.entering(self._blocks.ids[first : first + _BATCH_FACTS])
         trial.train_step()  # the first one takes longer
         begin_s = time.perf_counter()
         trial.train_step()
         step_s = time.perf_counter() - begin_s
-        self.pack.load_state_dict(first)
+        self.pack.load_state_dict(initial)
         left_s = self._options.end_s - time.monotonic()
         return max(_MIN_STEPS, self._options.n_publishes, int(left_s / step_s))
 
     def _trainer(self, n_steps: int) -> Trainer:
         options, nothing = self._train_options(n_steps), self._blocks[:0]
-        autocast, objective = make_autocast(options), NextToken()
-        states = TorchStates(self._twin, autocast)
-        heldout = HeldOut(self._twin, nothing, nothing, states, autocast, objective)
+        states, objective = self._states, NextToken()
+        heldout = HeldOut(self._twin, nothing, nothing, states, self._autocast, objective)
         mixture = Mixture(
             self._blocks, nothing, n_domain=_BATCH_FACTS, n_neutral=0, seed=options.seed
         )
@@ -153,7 +154,7 @@ class LiveTrainer:
         )
 
 
-def _lesson_blocks(tokenizer: Tokenizer, facts: Sequence[Fact]) -> TokenBlocks:
+def lesson_blocks(tokenizer: Tokenizer, facts: Sequence[Fact]) -> TokenBlocks:
     """A sequence for each fact, as it is asked; what is learnt is its ending."""
     questions = [tokenizer.encode(fact.question) for fact in facts]
     endings = [tokenizer.encode_plain(fact.ending) for fact in facts]
