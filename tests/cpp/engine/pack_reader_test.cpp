@@ -232,17 +232,20 @@ TEST_CASE("a writer that never stops is read whole, or not at all") {
   GgufWriter file = tiny_pack_file(small(GGML_TYPE_F32));
   const ChannelName name;
   WeightWriter writer(name, channel_tensors(file), "{}");
-  publish(writer, file);
+  const auto publish_marked = [&](float mark) {
+    for (const char* tensor : {"site.0.in.weight", "site.1.out.weight"}) {
+      std::memcpy(file.tensor(tensor).data.data(), &mark, sizeof mark);
+    }
+    publish(writer, file);
+  };
+  publish_marked(0);
   SmallResidency small;
   const WeightReader channel(name);
   PackReader reader(channel, channel_pack(file), small.packs.base());
   std::atomic<bool> stop{false};
   std::jthread publisher([&] {
     for (float mark = 1; !stop; ++mark) {
-      for (const char* tensor : {"site.0.in.weight", "site.1.out.weight"}) {
-        std::memcpy(file.tensor(tensor).data.data(), &mark, sizeof mark);
-      }
-      publish(writer, file);
+      publish_marked(mark);
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   });
