@@ -30,7 +30,7 @@ _SERVE_S = 60.0  # that a generation may take until it serves
 
 def live(
     base: Base = DEFAULT_BASE,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long it takes, about.")] = 5.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long it may take, about.")] = 5.0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps to train, however long they take.")
     ] = None,
@@ -92,14 +92,17 @@ class _Session:
     def run(self, channel: str, n_publishes: int) -> None:
         """Until the last generation has answered."""
         with self._view.shown():
-            self._answer(LiveReport(step=0, n_steps=0), ())
+            self._answer(LiveReport(step=0, n_steps=0), (), None)
             self._trainer.wait_open()
             with self._engine.attach(_PACK, channel=channel) as attachment:
                 served = 0
                 while served < n_publishes:
+                    was_ahead = self._trainer.n_published == served
                     self._trainer.wait_published(served + 1)
                     served = self._wait_served(attachment, self._trainer.n_published)
-                    self._answer(self._trainer.wait_published(served), (_PACK,))
+                    report = self._trainer.wait_published(served)
+                    since_s = report.published_at_s if was_ahead else None
+                    self._answer(report, (_PACK,), since_s)
 
     def _wait_served(self, attachment: Attachment, generation: int) -> int:
         try:
@@ -110,10 +113,10 @@ class _Session:
         except TimeoutError as error:
             raise TrainingError(str(error)) from error
 
-    def _answer(self, report: LiveReport, packs: Sequence[str]) -> None:
+    def _answer(self, report: LiveReport, packs: Sequence[str], since_s: float | None) -> None:
         answers = ask(self._engine, self._shown, self._quiz, packs, self._view.answering)
         self._other.check()
-        delay_s = answers.first_token_at_s - report.published_at_s
+        delay_s = None if since_s is None else answers.first_token_at_s - since_s
         self._view.answered(
             LiveRow(
                 elapsed_s=time.monotonic() - self._begin_s,
@@ -129,7 +132,7 @@ class _Session:
                 n_questions=len(self._quiz),
                 perplexity=answers.perplexity,
                 reworded_perplexity=answers.reworded_perplexity,
-                first_token_ms=1e3 * delay_s if packs else None,
+                first_token_ms=None if delay_s is None else 1e3 * delay_s,
                 other_requests=self._other.n_requests,
                 other_tokens=self._other.n_tokens,
                 longest_gap_ms=self._other.longest_gap_ms,

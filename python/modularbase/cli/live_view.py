@@ -27,7 +27,8 @@ class LiveRow:
         n_questions: Questions of the quiz.
         perplexity: Of the quiz's answers, behind the questions as they are taught.
         reworded_perplexity: Behind questions in words that are never trained on.
-        first_token_ms: From the publish to the first token of the answer.
+        first_token_ms: From the publish to the first token of the answer; None where it was not
+            asked at once, since the generation before it was still being asked.
         other_requests: Of the other user's, so far.
         other_tokens: That the other user got, so far.
         longest_gap_ms: Longest time between two of them, so far.

@@ -41,7 +41,7 @@ _WIDTH = 256  # of the pack's inner states, and of its experts
 _BATCH_FACTS = 16  # of a step
 _LEARNING_RATE = 3e-3
 _WARMUP_STEPS = 5
-_MIN_STEPS = 40  # however slow the machine is
+_MIN_STEPS, _MAX_STEPS = 40, 150  # learns next to nothing in fewer; knows all before the last
 
 Watch = Callable[[LiveReport], None]
 
@@ -130,7 +130,8 @@ class LiveTrainer:
         step_s = time.perf_counter() - begin_s
         self.pack.load_state_dict(initial)
         left_s = self._options.end_s - time.monotonic()
-        return max(_MIN_STEPS, self._options.n_publishes, int(left_s / step_s))
+        n_steps = min(max(int(left_s / step_s), _MIN_STEPS), _MAX_STEPS)
+        return max(n_steps, self._options.n_publishes)
 
     def _trainer(self, n_steps: int) -> Trainer:
         options, nothing = self._train_options(n_steps), self._blocks[:0]
