@@ -20,7 +20,8 @@ from tests.python.training.teacher_server import TeacherState, running_teacher
 from tests.python.training.toy import make_project
 from tests.tools.gguf_edit import copy_gguf
 
-SHORT = ("--steps", 4, "--batch-blocks", 4, "--block-tokens", 32, "--precision", "f32", "-t", 1)
+SHORT = ("--steps", 4, "--batch-blocks", 4, "--block-tokens", 32, "--precision", "f32")
+LIGHT = ("--heldout-blocks", 4, "-t", 1)
 # The least of a template: the base has none of its own.
 TEMPLATE = "{{ messages[0]['content'] }}?"
 
@@ -48,7 +49,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[TeacherState]:
 
 def command(project: Path, teacher: object, *more: object) -> tuple[object, ...]:
     neutral = ("--neutral", project / "neutral.txt")
-    return ("train", "distill", project, "--teacher", teacher, *neutral, *SHORT, *more)
+    return ("train", "distill", project, "--teacher", teacher, *neutral, *SHORT, *LIGHT, *more)
 
 
 def test_a_larger_file_teaches(cli: Cli, project: Path, tiny_model: TinyModelFactory) -> None:
