@@ -238,7 +238,7 @@ def test_frozen_parts_stay_bit_for_bit(options: TrainOptions) -> None:
     state = RunFolder(report.run).load()
     assert state is not None
     n_trained = sum(parameter.requires_grad for parameter in report.pack.parameters())
-    assert len(state["optimiser"]["state"]) == n_trained == 8
+    assert len(state["optimiser"]["adamw"]["state"]) == n_trained == 8
 
 
 def test_something_must_be_trained(options: TrainOptions) -> None:
