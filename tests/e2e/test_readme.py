@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     bases = place / "home" / "bases" / "smollm2-135m"
     bases.parent.mkdir(parents=True)
     bases.symlink_to(smollm2.parent, target_is_directory=True)
+    (place / "packs").symlink_to(README.parent / "packs", target_is_directory=True)
     return place
 
 
