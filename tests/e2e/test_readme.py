@@ -61,7 +61,7 @@ def test_command(command: str, folder: Path) -> None:
     assert run([str(BIN / Path(program).name), *arguments], folder, stdin)
 
 
-@pytest.mark.parametrize(("snippet", "shown"), zip(SNIPPETS, SHOWN, strict=True))
+@pytest.mark.parametrize(("snippet", "shown"), [*zip(SNIPPETS, SHOWN, strict=True)])
 def test_snippet(snippet: str, shown: str, folder: Path) -> None:
     assert shown in run([sys.executable, "-c", snippet], folder)
 
