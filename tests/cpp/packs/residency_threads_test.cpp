@@ -315,7 +315,7 @@ TEST_CASE("whatever several threads do, the budget holds and leased slots stay a
   for (const PackStatus& pack : t.packs.status().packs) CHECK(pack.n_leases == 0);
   CHECK(t.counts().n_failed_loads == 0);
   CHECK(t.counts().n_loads > 10);  // on a busy machine few are through in time
-  t.packs.begin_round();  // without those who waited
+  t.packs.begin_round();           // without those who waited
   for (const auto& id : ids) {
     t.packs.unpin(id);
     CHECK(t.packs.load(id, patience()));  // nothing is stuck
