@@ -30,7 +30,7 @@ _ADDRESS = ("http://", "https://")
 
 
 def distill(
-    project: Annotated[Path, typer.Argument(help="Project folder, as `pack init` makes it.")],
+    project: o.Project,
     teacher: Annotated[
         str,
         typer.Option(
@@ -63,9 +63,7 @@ def distill(
     data: o.Data = None,
     heldout: o.HeldOut = None,
     neutral: o.Neutral = None,
-    base: Annotated[
-        str | None, typer.Option("--base", "-b", help="Instead of the project's.")
-    ] = None,
+    base: o.ProjectBase = None,
     steps: o.Steps = None,
     batch_blocks: o.BatchBlocks = None,
     block_tokens: o.BlockTokens = None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +12,7 @@ from rich.table import Table
 from modularbase.bases import install
 from modularbase.cli.console import DEFAULT_BASE, Base, Json, err, out, print_facts, print_json
 from modularbase.cli.labelled_packs import LabelledPacks, parse_labelled
-from modularbase.cli.train_run import need_extra
+from modularbase.cli.train_run import need_extra, typed_command
 
 if TYPE_CHECKING:
     from modularbase.training.fusion import FusionOptions, FusionReport, FusionStep
@@ -99,7 +97,7 @@ def _save(project: Path, options: FusionOptions, report: FusionReport) -> Path:
     from modularbase.training.router_project import TrainedHead, save_head
 
     training = Training(
-        command=shlex.join(["modularbase", *sys.argv[1:]]),
+        command=typed_command(),
         seed=options.seed,
         data=tuple(f"{each.pack.id}: {path}" for each in options.packs for path in each.paths),
         n_tokens=report.n_tokens,

@@ -65,6 +65,9 @@ StateCache = Annotated[
 ]
 DataLicence = Annotated[str, typer.Option(help="Licence of the text, for the manifest.")]
 
+Project = Annotated[Path, typer.Argument(help="Project folder, as `pack init` makes it.")]
+ProjectBase = Annotated[str | None, typer.Option("--base", "-b", help="Instead of the project's.")]
+
 PackSource = Annotated[
     str,
     typer.Argument(

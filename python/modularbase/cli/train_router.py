@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +12,7 @@ from rich.table import Table
 from modularbase.bases import install
 from modularbase.cli.console import DEFAULT_BASE, Base, Json, err, out, print_facts, print_json
 from modularbase.cli.labelled_packs import LabelledPacks, parse_labelled
-from modularbase.cli.train_run import need_extra
+from modularbase.cli.train_run import need_extra, typed_command
 
 if TYPE_CHECKING:
     from modularbase.training.router import RouterOptions, RouterReport
@@ -95,9 +93,7 @@ def _save(project: Path, options: RouterOptions, report: RouterReport) -> Path:
         *(f"{labelled.pack.id}: {path}" for labelled in options.packs for path in labelled.paths),
         *(f"neutral: {path}" for path in options.neutral),
     ]
-    training = Training(
-        command=shlex.join(["modularbase", *sys.argv[1:]]), seed=options.seed, data=tuple(sources)
-    )
+    training = Training(command=typed_command(), seed=options.seed, data=tuple(sources))
     head = TrainedHead(
         "router",
         report.head,

@@ -54,9 +54,13 @@ def save_and_print(options: TrainOptions, report: FitReport, licence: str, as_js
     """Puts a finished run's pack into its project, and prints how the run ended."""
     from modularbase.training.export import save_result
 
-    command = shlex.join(["modularbase", *sys.argv[1:]])
-    weights = save_result(options, report, command=command, licence=licence)
+    weights = save_result(options, report, command=typed_command(), licence=licence)
     print_report(report, weights, as_json)
+
+
+def typed_command() -> str:
+    """The command line of this process, for the manifest."""
+    return shlex.join(["modularbase", *sys.argv[1:]])
 
 
 def need_extra() -> None:
