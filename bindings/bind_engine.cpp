@@ -13,7 +13,8 @@ void bind_options(py::module_& module) {
       .def(py::init<>())
       .def_readwrite("dtype", &EngineOptions::dtype)
       .def_readwrite("device", &EngineOptions::device)
-      .def_readwrite("kv_type", &EngineOptions::kv_type)
+      .def_readwrite("kv", &EngineOptions::kv)
+      .def_readwrite("kv_window_tokens", &EngineOptions::kv_window_tokens)
       .def_readwrite("n_threads", &EngineOptions::n_threads)
       .def_readwrite("n_ctx", &EngineOptions::n_ctx)
       .def_readwrite("kv_budget_bytes", &EngineOptions::kv_budget_bytes)
@@ -63,6 +64,7 @@ void bind_info(py::module_& module) {
       .def_readonly("screen_bytes", &EngineInfo::screen_bytes)
       .def_readonly("kv_bytes", &EngineInfo::kv_bytes)
       .def_readonly("n_kv_blocks", &EngineInfo::n_kv_blocks)
+      .def_readonly("n_kv_tokens", &EngineInfo::n_kv_tokens)
       .def_readonly("first_site", &EngineInfo::first_site)
       .def_readonly("load_us", &EngineInfo::load_us);
   py::class_<EngineStats>(module, "EngineStats")
@@ -85,15 +87,17 @@ void bind_engine(py::module_& module) {
   bind_info(module);
   bind_tap(module);
   module.def("cpu_features", &cpu_features, "Instruction sets this build uses on this CPU.");
-  py::class_<Engine>(module, "Engine")
+  py::class_<Engine> engine(module, "Engine");
+  bind_context(module, engine);
+  engine
       .def(py::init<const std::string&, const EngineOptions&>(), py::arg("path"),
            py::arg("options"), release_gil)
       .def("submit", &Engine::submit, py::arg("spec"), release_gil)
       .def(
           "tap",
-          [](Engine& engine, std::string channel, int layer, std::int64_t n_records,
+          [](Engine& self, std::string channel, int layer, std::int64_t n_records,
              std::uint32_t row_type) {
-            return engine.tap(
+            return self.tap(
                 {std::move(channel), layer, n_records, static_cast<channel::TensorType>(row_type)});
           },
           py::arg("channel"), py::arg("layer"), py::arg("n_records"), py::arg("row_type"),

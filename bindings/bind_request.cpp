@@ -69,6 +69,11 @@ void bind_specs(py::module_& module) {
             spec.pack_choices.push_back(std::move(choice));
           },
           py::arg("packs"))
+      .def_readwrite("conversation", &RequestSpec::conversation)
+      .def(
+          "set_tiers",
+          [](RequestSpec& spec, const py::bytes& codes) { spec.tiers = to_tiers(codes); },
+          py::arg("codes"))
       .def_readwrite("sampling", &RequestSpec::sampling)
       .def_readwrite("max_tokens", &RequestSpec::max_tokens)
       .def_readwrite("stop_ids", &RequestSpec::stop_ids)

@@ -101,6 +101,8 @@ class Engine:
         n_threads: int | None = None,
         n_ctx: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
+        kv: KvKind | None = None,
+        kv_budget: int | str | None = None,
         pack_budget: int | str | None = None,
         default_packs: Sequence[str] = (),
         predictor: Predictor | None = None,
@@ -117,6 +119,8 @@ class Engine:
             n_ctx: Longest sequence in tokens; None takes what the base was trained for, at most
                 32768.
             device: Where to compute.
+            kv: How keys and values are kept, see `EngineOptions`; None takes options.kv.
+            kv_budget: Memory for them, in bytes or as "64MB"; None takes options.kv_budget_bytes.
             pack_budget: Memory for resident packs, in bytes or as "256MB"; 0 for an engine without
                 packs; None takes options.pack_budget_bytes.
             default_packs: What answers, blended, where a pack and its own fallbacks fail.
@@ -137,6 +141,10 @@ class Engine:
         assign(raw, "device", device)
         raw.n_threads = 0 if n_threads is None else positive("n_threads", n_threads)
         raw.n_ctx = 0 if n_ctx is None else positive("n_ctx", n_ctx)
+        if kv is not None:
+            assign(raw, "kv", kv)
+        if kv_budget is not None:
+            raw.kv_budget_bytes = parse_bytes("kv_budget", kv_budget)
         if pack_budget is not None:
             raw.pack_budget_bytes = parse_bytes("pack_budget", pack_budget)
         engine = cls(path, _core.Engine(utf8_path(path), raw), read_metadata(path))

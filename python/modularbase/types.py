@@ -59,13 +59,20 @@ class SamplingParams:
     timeout_s: float | None = None
 
 
+KvKind: TypeAlias = Literal["f16", "bf16", "q8_0", "q4_0", "tiered"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
     """How an engine is set up beyond the arguments of `Engine.load`.
 
     Attributes:
-        kv_type: Type of cached keys and values.
-        kv_budget_bytes: Memory for the KV cache; 0 gives room for two sequences of n_ctx.
+        kv: How keys and values are kept: 16 bits, 8 bits, or in 4 bits behind the last
+            kv_window_tokens ("q4_0"); "tiered" keeps key tokens exactly, others in 4 bits, and what
+            a conversation can spare as a summary.
+        kv_window_tokens: The last tokens of a sequence, which "q4_0" and "tiered" keep exactly; at
+            least 128.
+        kv_budget_bytes: Memory for the KV cache; 0 gives room for two sequences of n_ctx in 16 bits.
         pack_budget_bytes: Memory for packs; 0 makes an engine without packs.
         first_site: The lowest layer that packs are expected at: layers up to it share their KV
             between packs. -1 is the middle layer.
@@ -79,7 +86,8 @@ class EngineOptions:
         prefix_cache: Whether KV of earlier prompts is reused.
     """
 
-    kv_type: Literal["f16", "bf16"] = "f16"
+    kv: KvKind = "f16"
+    kv_window_tokens: int = 128
     kv_budget_bytes: int = 0
     pack_budget_bytes: int = 256 << 20
     first_site: int = -1
@@ -316,6 +324,8 @@ class Result:
     pack_conflict: Mapping[int, float] = field(default_factory=dict)
     # Generations that replaced those in `packs` while it ran (`Engine.attach` with "live").
     pack_switches: tuple[PackSwitch, ...] = ()
+    # What is kept of its conversation, and how; None outside one, or where the engine has no tiers.
+    context: ContextReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

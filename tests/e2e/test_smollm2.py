@@ -72,7 +72,7 @@ def test_speculation_gives_the_same_tokens(engine: Engine) -> None:
         EngineOptions(head="full"),
         EngineOptions(attention="reference"),
         EngineOptions(linear="reference"),
-        EngineOptions(kv_type="bf16"),
+        EngineOptions(kv="bf16"),
     ],
     ids=["head", "attention", "linear", "kv_bf16"],
 )

@@ -31,7 +31,7 @@ def expected_logprobs(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("family", ["llama", "llama3", "qwen2", "qwen3"])
 def test_f32_logprobs(family: str, path: str, tied: bool, tmp_path: Path) -> None:
     model = make_tiny_model(family, tmp_path / "tiny.gguf", tied=tied)
-    options = EngineOptions(attention=path, linear=path, head="full", kv_type="f16")  # type: ignore[arg-type]
+    options = EngineOptions(attention=path, linear=path, head="full", kv="f16")  # type: ignore[arg-type]
     with Engine.load(model.path, dtype="keep", options=options) as engine:
         found = engine.score(IDS).logprobs
     # The KV cache is F16 here and F32 there.

@@ -127,7 +127,8 @@ ARGUMENTS: dict[str, list[Any]] = {
     "pack_budget": ["lots", "-1", -1, "5XB", True, "1e400GB"],
 }
 OPTIONS: dict[str, list[Any]] = {
-    "kv_type": ["q8_0", None],
+    "kv": ["q5_0", None],
+    "kv_window_tokens": [-1, 127, "all"],
     "kv_budget_bytes": [-1, 100, 2**45, 2**62, 2**63, "1GB"],  # nor may it try to allocate those
     "pack_budget_bytes": [-1, 2**63, "1GB"],
     "first_site": [-2, 3, 2**31, "middle"],

@@ -20,16 +20,16 @@ struct RopeTable {
 /// address. Engine thread only.
 class AttentionInputs {
  public:
-  explicit AttentionInputs(const KvMemory& memory) : memory_(memory) {}
+  explicit AttentionInputs(const KvGroup& group) : group_(group), memory_(group.memory()) {}
 
   /// What a fused graph is built with.
-  FusedInputs fused() { return {&memory_, &batch_, &scratch_}; }
+  FusedInputs fused() { return {&group_, &batch_, &scratch_}; }
   /// The same for the reference, as new inputs of a graph; no tensors when there are no rows.
   ReferenceInputs reference(GraphBuilder& g, std::int64_t n_rows, std::int64_t n_kv) const;
 
   void clear();
-  /// The next rows of the step.
-  void add(const StepSpan& span, const BlockTable& table);
+  /// The next rows of the step; is_upper tells which of a sequence's blocks this group's are.
+  void add(const StepSpan& span, bool is_upper);
   /// All rows are there.
   void finish(const RopeTable& rope, std::int64_t n_head);
   void fill(const ReferenceInputs& inputs) const;
@@ -38,8 +38,10 @@ class AttentionInputs {
   std::int64_t cache_row(const kernels::AttentionSpan& span, std::int64_t position,
                          std::int64_t head) const;
 
+  const KvGroup& group_;
   const KvMemory& memory_;
   std::vector<kernels::AttentionSpan> spans_;
+  std::vector<kernels::KvSegment> segments_;  // of all spans, in order
   std::int64_t n_rows_ = 0;
   kernels::AttentionBatch batch_{};
   kernels::AttentionScratch scratch_;

@@ -5,13 +5,13 @@
 #include <set>
 
 #include "modularbase/core/errors.h"
+#include "modularbase/engine/kv_room.h"
 
 namespace modularbase {
 namespace {
 
 constexpr std::int64_t kMaxDefaultCtx = 32768;
-constexpr std::int64_t kDefaultSequencesOfRoom = 2;
-constexpr std::int64_t kMaxBlocks = std::int64_t{1} << 24;  // a thousand million tokens
+constexpr std::int64_t kBlock = kernels::kBlockTokens;
 
 double micros(Clock::duration duration) {
   return std::chrono::duration<double, std::micro>(duration).count();
@@ -35,20 +35,6 @@ int resolve_first_site(int requested, std::int64_t n_layer) {
                               std::to_string(requested));
   }
   return requested;
-}
-
-std::int64_t resolve_n_blocks(std::int64_t budget_bytes, std::size_t block_bytes,
-                              std::int64_t n_ctx) {
-  const std::int64_t n_per_sequence = (n_ctx + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
-  const std::int64_t n = budget_bytes == 0 ? kDefaultSequencesOfRoom * n_per_sequence
-                                           : budget_bytes / static_cast<std::int64_t>(block_bytes);
-  if (budget_bytes < 0 || n < 1 || n > kMaxBlocks) {
-    throw InvalidRequestError(
-        "kv_budget_bytes",
-        "1.." + std::to_string(kMaxBlocks) + " blocks of " + std::to_string(block_bytes) + " bytes",
-        std::to_string(budget_bytes));
-  }
-  return n;
 }
 
 std::int64_t count_parameters(const GgufFile& file) {
@@ -98,7 +84,10 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
                                     : KvGroups{geometry, std::nullopt};
   info_.n_kv_blocks = resolve_n_blocks(options.kv_budget_bytes, groups.block_bytes(), info_.n_ctx);
   info_.kv_bytes = static_cast<std::size_t>(info_.n_kv_blocks) * groups.block_bytes();
-  cache_ = std::make_unique<KvCache>(groups, info_.n_kv_blocks, backend_, options_.prefix_cache);
+  const KvTiers tiers = resolve_tiers(options_, *model_, backend_);
+  info_.n_kv_tokens = n_kv_tokens(groups, tiers, info_.n_kv_blocks, options_);
+  cache_ = std::make_unique<KvCache>(groups, tiers, info_.n_kv_blocks, backend_,
+                                     options_.prefix_cache);
   runner_ = std::make_unique<ModelRunner>(*model_, backend_, *cache_, options_);
   info_.screen_bytes = runner_->screen_bytes();
   if (has_packs) {
@@ -109,7 +98,9 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
           wake_.notify_all();
         });
   }
-  scheduler_ = std::make_unique<Scheduler>(*cache_, PackAdmission(packs_.get(), first_site),
+  tiers_ = std::make_unique<ContextTiers>(*cache_, options_.tiers, info_.n_head);
+  scheduler_ = std::make_unique<Scheduler>(*cache_, *tiers_,
+                                           PackAdmission(packs_.get(), first_site),
                                            SchedulerLimits{options_.n_batch, options_.n_sequences});
   publish_stats();
   info_.load_us = micros(Clock::now() - started_at);
@@ -154,6 +145,77 @@ std::shared_ptr<ActivationTap> Engine::tap(const TapOptions& options) {
   return tap;
 }
 
+template <class Errand>
+std::invoke_result_t<Errand> Engine::on_engine_thread(Errand errand) {
+  using Result = std::invoke_result_t<Errand>;
+  auto task = std::make_shared<std::packaged_task<Result()>>(std::move(errand));
+  std::future<Result> result = task->get_future();
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) throw CancelledError("the engine is closed");
+    errands_.push_back([moved = std::move(task)] { (*moved)(); });
+  }
+  wake_.notify_all();
+  try {
+    return result.get();
+  } catch (const std::future_error&) {  // nobody did it
+    throw CancelledError("the engine is closed");
+  }
+}
+
+ConversationId Engine::open_conversation() {
+  return on_engine_thread([&] {
+    tiers_->conversations().open(++n_conversations_);
+    return n_conversations_;
+  });
+}
+
+void Engine::close_conversation(ConversationId id) {
+  on_engine_thread([&] { tiers_->close(id); });
+}
+
+ContextState Engine::context_state(ConversationId id) {
+  return on_engine_thread([&] { return tiers_->state(id); });
+}
+
+std::vector<float> Engine::attention_received(ConversationId id,
+                                              const std::vector<SlotSpan>& spans, int layer) {
+  if (layer < 0 || layer >= info_.n_layer) {
+    throw InvalidRequestError("layer", "0.." + std::to_string(info_.n_layer - 1),
+                              std::to_string(layer));
+  }
+  return on_engine_thread([&] { return tiers_->attention_received(id, spans, layer); });
+}
+
+CompactionReport Engine::compact(ConversationId id, PastPlan plan) {
+  check_plan(plan);
+  auto promise = std::make_shared<std::promise<CompactionReport>>();
+  std::future<CompactionReport> report = promise->get_future();
+  on_engine_thread([&] {
+    tiers_->state(id);  // there is one
+    tiers_->start(id, std::move(plan), std::move(*promise));
+  });
+  return report.get();
+}
+
+void Engine::check_plan(const PastPlan& plan) const {
+  if (options_.tiers.mode != KvMode::kTiered) {
+    throw InvalidRequestError("kv", "tiered, to compact by a plan", "another");
+  }
+  std::int64_t end = 0;
+  for (const SlotSpan& span : plan.spans) {
+    const std::int64_t n_planned = std::ssize(plan.tiers);
+    if (span.start < end || span.n_tokens < 1 || span.start + span.n_tokens > n_planned ||
+        span.n_slots < 0 || span.n_slots > span.n_tokens) {
+      throw InvalidRequestError("spans", "in order, within the plan, with at most a slot a token",
+                                "start " + std::to_string(span.start) + ", tokens " +
+                                    std::to_string(span.n_tokens) + ", slots " +
+                                    std::to_string(span.n_slots));
+    }
+    end = span.start + span.n_tokens;
+  }
+}
+
 void Engine::forget_prefixes() {
   const std::lock_guard lock(mutex_);
   forget_prefixes_ = true;
@@ -171,15 +233,7 @@ PackResidency& Engine::packs() {
 
 std::int64_t Engine::switch_packs(const std::string& name, GenerationId to) {
   packs();  // there are any
-  std::future<std::int64_t> n_moved;
-  {
-    const std::lock_guard lock(mutex_);
-    if (stopping_) throw CancelledError("the engine is closed");
-    new_switches_.push_back({{name, to}, {}});
-    n_moved = new_switches_.back().n_moved.get_future();
-  }
-  wake_.notify_all();
-  return n_moved.get();
+  return on_engine_thread([&] { return scheduler_->switch_packs({name, to}); });
 }
 
 void Engine::check_packs(const RequestSpec& spec) const {
@@ -219,6 +273,7 @@ void Engine::check_packs(const RequestSpec& spec) const {
 
 void Engine::check(const RequestSpec& spec) const {
   check_packs(spec);
+  check_context(spec);
   const auto n_prompt = static_cast<std::int64_t>(spec.prompt.size());
   const std::int64_t n_least = spec.kind == RequestKind::kScore ? 2 : 1;
   if (n_prompt < n_least) {
@@ -256,10 +311,28 @@ void Engine::check(const RequestSpec& spec) const {
                               std::to_string(spec.n_rows_beside));
   }
   if (n_total > info_.n_ctx) throw ContextLengthError(n_total, info_.n_ctx);
-  const std::int64_t n_blocks = (n_total + 1 + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
-  if (n_blocks > info_.n_kv_blocks) {
-    const auto block_bytes = static_cast<std::int64_t>(info_.kv_bytes) / info_.n_kv_blocks;
-    throw KvCacheFullError(n_blocks * block_bytes, static_cast<std::int64_t>(info_.kv_bytes));
+  check_memory(spec, n_total);
+}
+
+void Engine::check_memory(const RequestSpec& spec, std::int64_t n_total) const {
+  const bool grows = spec.kind == RequestKind::kGenerate;
+  const std::int64_t n_room = grows ? info_.n_kv_tokens : info_.n_kv_blocks * kBlock;
+  if (n_total + 1 > n_room) {
+    const auto n_bytes = static_cast<double>(info_.kv_bytes);
+    const double needed = n_bytes * static_cast<double>(n_total + 1) / static_cast<double>(n_room);
+    throw KvCacheFullError(static_cast<std::int64_t>(needed), static_cast<std::int64_t>(n_bytes));
+  }
+}
+
+void Engine::check_context(const RequestSpec& spec) const {
+  if (spec.tiers.size() > spec.prompt.size()) {
+    throw InvalidRequestError("tiers", "at most one a token of the prompt",
+                              std::to_string(spec.tiers.size()));
+  }
+  const bool leaves_layers_out = spec.kind == RequestKind::kHidden && spec.layer <= info_.n_layer;
+  if (spec.conversation != 0 && leaves_layers_out) {
+    throw InvalidRequestError("layer", "all layers, where a conversation keeps what they give",
+                              std::to_string(spec.layer));
   }
 }
 

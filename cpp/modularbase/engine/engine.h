@@ -1,14 +1,17 @@
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <future>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "modularbase/engine/activation_tap.h"
+#include "modularbase/engine/context_tiers.h"
 #include "modularbase/engine/model_runner.h"
 #include "modularbase/engine/pack_admission.h"
 #include "modularbase/engine/scheduler.h"
@@ -45,6 +48,21 @@ class Engine {
   /// \throws CancelledError when the engine is closed; InvalidRequestError as packs().
   std::int64_t switch_packs(const std::string& name, GenerationId to);
 
+  /// A sequence to be kept between requests (RequestSpec::conversation), until it is closed.
+  /// \throws CancelledError when the engine is closed, as the next ones do.
+  ConversationId open_conversation();
+  /// \throws InvalidRequestError when there is no such conversation, as the next two do.
+  void close_conversation(ConversationId id);
+  /// What it keeps between its requests.
+  ContextState context_state(ConversationId id);
+  /// As ContextTiers::attention_received.
+  std::vector<float> attention_received(ConversationId id, const std::vector<SlotSpan>& spans,
+                                        int layer);
+  /// Carries out a plan for its past, between the steps of other requests, and returns when that is
+  /// done or given up: a request of this conversation cancels it.
+  /// \throws InvalidRequestError for the plan, or an engine without tiers.
+  CompactionReport compact(ConversationId id, PastPlan plan);
+
   /// \throws InvalidRequestError when the engine was loaded without a budget for packs.
   PackResidency& packs();
 
@@ -54,9 +72,13 @@ class Engine {
  private:
   void check(const RequestSpec& spec) const;
   void check_packs(const RequestSpec& spec) const;
+  void check_context(const RequestSpec& spec) const;
+  void check_memory(const RequestSpec& spec, std::int64_t n_total) const;
+  void check_plan(const PastPlan& plan) const;
   void run();
   bool take_inbox();
-  void switch_due();
+  void run_errands();
+  void work_on_plans();
   void drop_ended();
   std::exception_ptr no_room_error(const Sequence& sequence) const;
   void step();
@@ -80,11 +102,9 @@ class Engine {
     std::exception_ptr error = nullptr;
   };
 
-  /// Somebody waits for how many requests were moved.
-  struct DueSwitch {
-    NewMeaning meaning;
-    std::promise<std::int64_t> n_moved;
-  };
+  /// Does something on the engine thread before its next step, and returns what it gives.
+  template <class Errand>
+  std::invoke_result_t<Errand> on_engine_thread(Errand errand);
 
   const ResolvedOptions options_;
   mutable std::mutex mutex_;  // guards inbox_ and what follows it; outlives the loader of packs
@@ -96,25 +116,28 @@ class Engine {
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<PackResidency> packs_;  // null: no packs; outlives the leases of sequences
   std::unique_ptr<ModelRunner> runner_;
+  std::unique_ptr<ContextTiers> tiers_;
   std::unique_ptr<Scheduler> scheduler_;
   StepPlan plan_;
   std::vector<GeneratedToken> new_tokens_;
   std::vector<Ending> endings_;
   std::shared_ptr<ActivationTap> tapped_;  // the engine thread's hold on tap_; null: no tap
-  std::vector<DueSwitch> due_switches_;
+  std::vector<std::function<void()>> due_errands_;
   std::int64_t n_steps_ = 0;
   std::int64_t n_rows_ = 0;
   std::int64_t n_mid_rows_ = 0;
 
   bool is_stalled_ = false;  // all that is there waits for packs
+  Clock::duration step_time_{};  // of the last step
 
   std::vector<std::unique_ptr<Sequence>> inbox_;
-  std::vector<DueSwitch> new_switches_;
+  std::vector<std::function<void()>> errands_;
   bool stopping_ = false;
   bool packs_changed_ = false;
   bool forget_prefixes_ = false;
   std::shared_ptr<ActivationTap> tap_;  // the last one that was opened
   std::uint64_t n_submitted_ = 0;
+  ConversationId n_conversations_ = 0;
   EngineStats stats_;
 
   std::once_flag joined_;

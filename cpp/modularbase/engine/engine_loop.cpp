@@ -15,6 +15,8 @@ double micros(Clock::duration duration) {
 }
 
 constexpr auto kStallCheck = std::chrono::milliseconds(10);
+// Between two looks at the inbox, when nobody else has work.
+constexpr auto kIdleWork = std::chrono::milliseconds(5);
 
 bool is_cancelled(const Sequence& sequence) {
   return sequence.ticket->cancelled();
@@ -32,18 +34,18 @@ bool always(const Sequence&) {
 
 void Engine::run() {
   while (take_inbox()) {
-    switch_due();
+    run_errands();
     drop_ended();
     is_stalled_ = !scheduler_->schedule(plan_);
     for (auto& sequence : scheduler_->take_failed()) {
-      endings_.push_back({std::move(sequence->ticket), FinishReason::kDone, sequence->pack_error});
+      endings_.push_back({std::move(sequence->ticket), FinishReason::kDone, sequence->error});
     }
     if (!is_stalled_) step();
     settle();
+    work_on_plans();
   }
-  for (DueSwitch& due : due_switches_) {
-    due.n_moved.set_exception(std::make_exception_ptr(CancelledError("the engine is closed")));
-  }
+  due_errands_.clear();
+  tiers_->cancel_all();
   for (auto& sequence : scheduler_->remove_if(always)) {
     endings_.push_back({std::move(sequence->ticket), FinishReason::kCancelled});
   }
@@ -53,9 +55,11 @@ void Engine::run() {
 bool Engine::take_inbox() {
   std::unique_lock lock(mutex_);
   const auto has_news = [&] {
-    return stopping_ || !inbox_.empty() || !new_switches_.empty() || packs_changed_;
+    return stopping_ || !inbox_.empty() || !errands_.empty() || packs_changed_;
   };
-  if (is_stalled_ && scheduler_->has_work()) {
+  if (tiers_->has_work()) {
+    // there is no time to wait
+  } else if (is_stalled_ && scheduler_->has_work()) {
     wake_.wait_for(lock, kStallCheck, has_news);  // cancellations and deadlines tell nobody
   } else {
     wake_.wait(lock, [&] { return has_news() || scheduler_->has_work(); });
@@ -63,19 +67,23 @@ bool Engine::take_inbox() {
   if (std::exchange(packs_changed_, false)) scheduler_->packs_changed();
   for (auto& sequence : inbox_) scheduler_->add(std::move(sequence));
   inbox_.clear();
-  std::ranges::move(new_switches_, std::back_inserter(due_switches_));
-  new_switches_.clear();
+  std::ranges::move(errands_, std::back_inserter(due_errands_));
+  errands_.clear();
   if (forget_prefixes_) cache_->forget_prefixes();
   forget_prefixes_ = false;
   tapped_ = tap_ && tap_->is_open() ? tap_ : nullptr;
   return !stopping_;
 }
 
-void Engine::switch_due() {
-  for (DueSwitch& due : due_switches_) {
-    due.n_moved.set_value(scheduler_->switch_packs(due.meaning));
-  }
-  due_switches_.clear();
+void Engine::run_errands() {
+  for (const auto& errand : due_errands_) errand();
+  due_errands_.clear();
+}
+
+// Who decodes waits no longer for plans than for a step.
+void Engine::work_on_plans() {
+  if (!tiers_->has_work()) return;
+  tiers_->work(scheduler_->n_running() > 0 ? step_time_ : kIdleWork);
 }
 
 void Engine::drop_ended() {
@@ -121,8 +129,10 @@ void Engine::step() {
   plan_.tap_layer = tapped_ ? tapped_->layer() : -1;
   const std::vector<Sequence*>& planned = scheduler_->planned();
   const std::vector<Sequence*>& planned_mid = scheduler_->planned_mid();
+  const auto started_at = Clock::now();
   try {
     runner_->run(plan_);
+    step_time_ = Clock::now() - started_at;
   } catch (...) {
     for (Sequence* sequence : planned) fail(*sequence);
     for (Sequence* sequence : planned_mid) fail(*sequence);
@@ -225,8 +235,7 @@ std::optional<FinishReason> Engine::append_token(Sequence& sequence, const Logit
   ++sequence.n_generated;
   if (sequence.n_generated == spec.max_tokens) return FinishReason::kLength;
   const auto n_tokens = static_cast<std::int64_t>(sequence.tokens.size());
-  const std::int64_t n_room = info_.n_kv_blocks * kernels::kBlockTokens;
-  if (n_tokens >= std::min(info_.n_ctx, n_room)) return FinishReason::kLength;
+  if (n_tokens >= std::min(info_.n_ctx, info_.n_kv_tokens)) return FinishReason::kLength;
   return std::nullopt;
 }
 

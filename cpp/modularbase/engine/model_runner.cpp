@@ -55,7 +55,7 @@ ModelRunner::ModelRunner(const Model& model, Backend& backend, const KvCache& ca
       options_(options),
       rope_frequencies_(rope_frequencies(model)),
       workspace_(kernels::make_head_workspace()),
-      lower_(cache.lower().memory()),
+      lower_(cache.lower()),
       queries_(kMaxShortlistRows) {
   const Tensor head = model.output.weight;
   if (options.head == HeadPath::kCertified && backend.is_cpu()) {
@@ -63,7 +63,7 @@ ModelRunner::ModelRunner(const Model& model, Backend& backend, const KvCache& ca
                     static_cast<const float*>(model.output_norm->data)};
     screen_ = kernels::HeadScreen::build(head_weight_, backend.n_threads());
   }
-  if (cache.upper()) upper_.emplace(cache.upper()->memory());
+  if (cache.upper()) upper_.emplace(*cache.upper());
   const bool fused = backend.is_cpu();
   const bool fused_attention = fused && kernels::attention_supported(model.config.head_dim);
   parts_ = {.model = &model,
@@ -152,7 +152,7 @@ void ModelRunner::fill_rows(const StepPlan& plan) {
   token_ids_.clear();
   lower_.clear();
   for (const StepSpan& span : plan.spans) {
-    lower_.add(span, span.sequence->lower);
+    lower_.add(span, false);
     token_ids_.insert(token_ids_.end(), span.tokens.begin(), span.tokens.end());
     fill_rope(span);
   }
@@ -161,7 +161,7 @@ void ModelRunner::fill_rows(const StepPlan& plan) {
   if (!upper_) return;
   upper_->clear();
   for (const auto* spans : {&plan.spans, &plan.mid_spans}) {
-    for (const StepSpan& span : *spans) upper_->add(span, span.sequence->upper);
+    for (const StepSpan& span : *spans) upper_->add(span, true);
   }
   upper_->finish(rope_, model_.config.n_head);
 }

@@ -13,6 +13,8 @@ namespace {
 
 constexpr int kMaxBatch = 8192;
 constexpr int kMaxSequences = 4096;
+// A draft that was not accepted is taken back: it must not have left the window.
+constexpr std::int64_t kMinWindowTokens = 128;
 
 int n_usable_cores() {
   cpu_set_t set;
@@ -48,8 +50,21 @@ ResolvedOptions resolve_options(const EngineOptions& o) {
   constexpr std::array<std::pair<const char*, HeadPath>, 2> kHeads{
       {{"certified", HeadPath::kCertified}, {"full", HeadPath::kFull}}};
   constexpr std::array<std::pair<const char*, bool>, 2> kSwitch{{{"on", true}, {"off", false}}};
-  constexpr std::array<std::pair<const char*, ggml_type>, 2> kKvTypes{
-      {{"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16}}};
+  struct Kv {
+    ggml_type type;
+    KvMode mode;
+  };
+  constexpr std::array<std::pair<const char*, Kv>, 5> kKvs{
+      {{"f16", {GGML_TYPE_F16, KvMode::kExact}},
+       {"bf16", {GGML_TYPE_BF16, KvMode::kExact}},
+       {"q8_0", {GGML_TYPE_Q8_0, KvMode::kExact}},
+       {"q4_0", {GGML_TYPE_F16, KvMode::kImportant}},
+       {"tiered", {GGML_TYPE_F16, KvMode::kTiered}}}};
+  const Kv kv = choose("kv", o.kv, kKvs);
+  if (o.kv_window_tokens < kMinWindowTokens) {
+    throw InvalidRequestError("kv_window_tokens", "at least " + std::to_string(kMinWindowTokens),
+                              std::to_string(o.kv_window_tokens));
+  }
   if (o.pack_budget_bytes < 0) {
     throw InvalidRequestError("pack_budget_bytes", "at least 0",
                               std::to_string(o.pack_budget_bytes));
@@ -60,7 +75,8 @@ ResolvedOptions resolve_options(const EngineOptions& o) {
           .sites = choose("sites", o.sites, kPaths),
           .head = choose("head", o.head, kHeads),
           .prefix_cache = choose("prefix_cache", o.prefix_cache, kSwitch),
-          .kv_type = choose("kv_type", o.kv_type, kKvTypes),
+          .kv_type = kv.type,
+          .tiers = {kv.mode, o.kv_window_tokens},
           // More compute threads than cores would wait for each other at every barrier.
           .n_threads = o.n_threads == 0 ? n_cores : in_range("n_threads", o.n_threads, 1, n_cores),
           .pack_budget_bytes = o.pack_budget_bytes,

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "modularbase/engine/context_tiers.h"
 #include "modularbase/models/linear.h"
 
 namespace modularbase {
@@ -17,7 +18,10 @@ enum class HeadPath {
 struct EngineOptions {
   std::string dtype = "auto";   // auto, keep, f16, bf16, f32
   std::string device = "auto";  // auto, cpu, cuda
-  std::string kv_type = "f16";  // f16, bf16
+  // How keys and values are kept: f16, bf16, q8_0; q4_0: in 4 bits behind the last kv_window_tokens;
+  // tiered: so, or better or worse, as requests and plans say.
+  std::string kv = "f16";
+  std::int64_t kv_window_tokens = 128;
   int n_threads = 0;            // 0: one per core this process may use
   std::int64_t n_ctx = 0;  // longest sequence; 0: what the model was trained for, at most 32768
   std::int64_t kv_budget_bytes = 0;  // memory for KV blocks; 0: room for two sequences of n_ctx
@@ -39,7 +43,8 @@ struct ResolvedOptions {
   KernelPath sites;
   HeadPath head;
   bool prefix_cache;
-  ggml_type kv_type;
+  ggml_type kv_type;  // of exact blocks
+  TierRules tiers;
   int n_threads;
   std::int64_t pack_budget_bytes;
   int n_batch;

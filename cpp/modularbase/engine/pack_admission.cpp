@@ -27,7 +27,7 @@ PackAdmission::Verdict PackAdmission::admit(Sequence& sequence) {
     try {
       return try_choice(sequence, choices[sequence.pack_choice]);
     } catch (const std::exception& e) {
-      sequence.pack_error = std::current_exception();
+      sequence.error = std::current_exception();
       sequence.ticket->update(
           [&](RequestResult& result) { result.pack_errors.emplace_back(e.what()); });
       ++sequence.pack_choice;

@@ -22,7 +22,7 @@ class PackAdmission {
   void begin_round(bool changed);
 
   enum class Verdict { kReady, kWaits, kFailed };
-  /// kFailed: none of the choices can be had; the last error is in sequence.pack_error.
+  /// kFailed: none of the choices can be had; the last error is in sequence.error.
   Verdict admit(Sequence& sequence);
 
   /// Lets a generation request that asked for a name go on with what it means now, where that is

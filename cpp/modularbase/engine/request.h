@@ -14,6 +14,7 @@
 
 #include "modularbase/core/types.h"
 #include "modularbase/kernels/pack_rows.h"
+#include "modularbase/kv/kv_past.h"
 #include "modularbase/packs/pack_status.h"
 #include "modularbase/sampling/logprobs.h"
 #include "modularbase/sampling/sampling_params.h"
@@ -44,6 +45,9 @@ enum class Activation {
   kFromHere,  // from the last token of the prompt on: the base's KV of the prompt is used as it is
 };
 
+/// Names a sequence that is kept between requests.
+using ConversationId = std::uint64_t;
+
 /// One request as its caller states it.
 struct RequestSpec {
   RequestKind kind = RequestKind::kGenerate;
@@ -51,6 +55,8 @@ struct RequestSpec {
   std::vector<PackChoice> pack_choices;  // the first that can be had; empty: the plain base
   kernels::MergePolicy policy = kernels::MergePolicy::kBlend;
   Activation activation = Activation::kPrompt;
+  ConversationId conversation = 0;  // goes on from what that keeps, and is kept by it; 0: neither
+  std::vector<Tier> tiers;          // of the first tokens of the prompt; others are important
   // kGenerate
   SamplingParams sampling;
   std::int64_t max_tokens = -1;   // -1: until a stop token or the end of the context

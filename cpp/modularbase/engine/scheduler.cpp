@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "modularbase/core/errors.h"
+
 namespace modularbase {
 namespace {
 
@@ -25,13 +27,15 @@ StepSpan next_rows(const Sequence& sequence, std::int64_t n_rows) {
           sequence.kv.n_tokens,
           rows,
           has_packs ? &sequence.pack_set : nullptr,
-          sequence.kv_context.from};
+          sequence.kv_context.from,
+          sequence.window};
 }
 
 }  // namespace
 
 bool Scheduler::schedule(StepPlan& plan) {
   admit();
+  for (const auto& sequence : running_) tiers_.compact(*sequence);
   plan.clear();
   planned_.clear();
   planned_mid_.clear();
@@ -69,14 +73,20 @@ void Scheduler::admit() {
 }
 
 bool Scheduler::take_blocks(Sequence& sequence) {
+  if (!tiers_.take(sequence)) return false;
   // Scores and hidden states need every row computed, so they take nothing from the prefix cache.
-  if (sequence.spec.kind == RequestKind::kGenerate) {
+  if (sequence.spec.kind == RequestKind::kGenerate && sequence.kv.n_tokens == 0) {
     cache_.attach_prefix(sequence.kv, sequence.tokens, sequence.kv_context);
   }
-  if (!cache_.reserve(sequence.kv, static_cast<std::int64_t>(sequence.tokens.size()) + 1)) {
+  while (!cache_.reserve(sequence.kv, n_tokens_at_start(sequence))) {
+    if (make_room()) continue;
+    const bool stands_alone = running_.empty() && sequence.kv.n_tokens > 0;
     cache_.release(sequence.kv);
+    if (stands_alone) continue;  // what it had is all that was in its way
+    tiers_.conversations().drop(sequence);
     return false;
   }
+  if (sequence.window) sequence.window->begin_at(sequence.kv.n_tokens);
   if (!sequence.started) {
     sequence.started = true;
     sequence.started_at = Clock::now();
@@ -94,16 +104,47 @@ void Scheduler::preempt(Sequence& sequence) {
     sequence.hidden.clear();
     sequence.ticket->update([](RequestResult& result) { result.logprobs.clear(); });
   }
-  waiting_.push_front(remove(sequence));
+  if (sequence.spec.conversation == 0) {
+    waiting_.push_front(remove(sequence));
+  } else {
+    waiting_.push_front(discard(sequence));
+  }
+}
+
+// A sequence that is compacted as it grows never needs exact blocks for all its tokens.
+std::int64_t Scheduler::n_tokens_at_start(const Sequence& sequence) const {
+  const auto n_tokens = static_cast<std::int64_t>(sequence.tokens.size()) + 1;
+  if (sequence.spec.kind != RequestKind::kGenerate || !tiers_.compacts()) return n_tokens;
+  return std::min(n_tokens, sequence.kv.n_tokens + limits_.n_batch);
+}
+
+// What nobody computes with right now goes before those who do give way.
+bool Scheduler::make_room() {
+  return tiers_.forget_oldest();
 }
 
 bool Scheduler::reserve(Sequence& sequence, std::int64_t n_tokens) {
   while (!cache_.reserve(sequence.kv, n_tokens)) {
+    if (make_room()) continue;
+    if (running_.size() == 1) return fail(sequence);
     Sequence& last = *running_.back();
     preempt(last);
     if (&last == &sequence) return false;
   }
   return true;
+}
+
+// Alone, and still short of memory: its key tokens are more than the budget has room for.
+bool Scheduler::fail(Sequence& sequence) {
+  const auto n_exact =
+      std::ranges::count_if(sequence.kv.lower, [](BlockId block) { return block != kNoBlock; });
+  const auto n_bytes =
+      cache_.past_bytes(sequence.kv.past) +
+      static_cast<std::size_t>(n_exact + 1) * cache_.block_bytes(kernels::kExactTier);
+  sequence.error = std::make_exception_ptr(KvCacheFullError(
+      static_cast<std::int64_t>(n_bytes), static_cast<std::int64_t>(cache_.budget_bytes())));
+  failed_.push_back(discard(sequence));
+  return false;
 }
 
 void Scheduler::plan_generation(StepPlan& plan) {
@@ -217,6 +258,10 @@ bool Scheduler::plan_prompt_only(StepPlan& plan) {
 }
 
 std::unique_ptr<Sequence> Scheduler::remove(Sequence& sequence) {
+  if (sequence.spec.conversation != 0) {
+    tiers_.conversations().keep(sequence);
+    return take_out(sequence);
+  }
   // A graph that ended at a layer left the layers above it without keys and values.
   if (sequence.spec.kind != RequestKind::kHidden) {
     cache_.publish(sequence.kv, sequence.tokens, sequence.kv_context);
@@ -226,6 +271,11 @@ std::unique_ptr<Sequence> Scheduler::remove(Sequence& sequence) {
 
 std::unique_ptr<Sequence> Scheduler::discard(Sequence& sequence) {
   cache_.release(sequence.kv);
+  tiers_.conversations().drop(sequence);
+  return take_out(sequence);
+}
+
+std::unique_ptr<Sequence> Scheduler::take_out(Sequence& sequence) {
   may_admit_ = true;
   const auto at = std::find_if(running_.begin(), running_.end(),
                                [&](const auto& running) { return running.get() == &sequence; });

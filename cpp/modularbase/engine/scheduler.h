@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "modularbase/engine/context_tiers.h"
 #include "modularbase/engine/pack_admission.h"
 #include "modularbase/engine/sequence.h"
 #include "modularbase/engine/step_plan.h"
@@ -26,8 +27,9 @@ struct SchedulerLimits {
 /// later from its tokens. Engine thread only.
 class Scheduler {
  public:
-  Scheduler(KvCache& cache, PackAdmission packs, const SchedulerLimits& limits)
-      : cache_(cache), packs_(std::move(packs)), limits_(limits) {}
+  Scheduler(KvCache& cache, ContextTiers& tiers, PackAdmission packs,
+            const SchedulerLimits& limits)
+      : cache_(cache), tiers_(tiers), packs_(std::move(packs)), limits_(limits) {}
 
   void add(std::unique_ptr<Sequence> sequence) {
     waiting_.push_back(std::move(sequence));
@@ -47,7 +49,8 @@ class Scheduler {
   /// The same for its mid_spans.
   const std::vector<Sequence*>& planned_mid() const { return planned_mid_; }
 
-  /// Takes a running sequence out, its blocks published as prefix and released.
+  /// Takes a running sequence out, its blocks published as prefix, or kept by its conversation, and
+  /// released.
   std::unique_ptr<Sequence> remove(Sequence& sequence);
   /// The same without publishing: after a failure its blocks may hold anything.
   std::unique_ptr<Sequence> discard(Sequence& sequence);
@@ -55,7 +58,7 @@ class Scheduler {
   std::vector<std::unique_ptr<Sequence>> remove_if(bool (*drop)(const Sequence&));
   /// What asked for a name goes on with what it means now; returns how many did at once.
   std::int64_t switch_packs(const NewMeaning& meaning);
-  /// Takes out the waiting sequences whose packs cannot be had (pack_error says why).
+  /// Takes out the sequences that cannot go on (error says why): their packs cannot be had, or memory.
   std::vector<std::unique_ptr<Sequence>> take_failed() { return std::exchange(failed_, {}); }
 
  private:
@@ -72,7 +75,13 @@ class Scheduler {
   void plan_states(StepPlan& plan, Sequence& sequence);
   std::int64_t n_decoding() const;
 
+  std::unique_ptr<Sequence> take_out(Sequence& sequence);
+  bool make_room();
+  bool fail(Sequence& sequence);
+  std::int64_t n_tokens_at_start(const Sequence& sequence) const;
+
   KvCache& cache_;
+  ContextTiers& tiers_;
   PackAdmission packs_;
   const SchedulerLimits limits_;
   std::deque<std::unique_ptr<Sequence>> waiting_;

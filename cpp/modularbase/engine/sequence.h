@@ -5,6 +5,7 @@
 
 #include "modularbase/adapters/pack_batch.h"
 #include "modularbase/engine/request.h"
+#include "modularbase/engine/sequence_window.h"
 #include "modularbase/kv/kv_cache.h"
 #include "modularbase/packs/residency.h"
 #include "modularbase/sampling/ngram_draft.h"
@@ -32,11 +33,12 @@ struct Sequence {
   std::vector<TokenId> draft;  // rows of this step behind the last token, not yet accepted
   KvSequence kv;
   KvContext kv_context;
+  SequenceWindow* window = nullptr;  // its conversation's
   bool has_packs = false;       // what follows is decided
   std::size_t pack_choice = 0;  // of spec.pack_choices: tried next, or taken
   PackWait pack_wait;
   bool waits_for_room = false;
-  std::exception_ptr pack_error;     // why the last choice could not be had
+  std::exception_ptr error;          // why its last choice of packs, or memory, could not be had
   std::vector<NewMeaning> meanings;  // that came while it had no packs yet
   std::vector<PackLease> leases;     // one an entry of pack_set
   PackSet pack_set;

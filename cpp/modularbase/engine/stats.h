@@ -28,6 +28,7 @@ struct EngineInfo {
   std::size_t screen_bytes = 0;  // the certified head's low-bit copy
   std::size_t kv_bytes = 0;      // all blocks
   std::int64_t n_kv_blocks = 0;
+  std::int64_t n_kv_tokens = 0;  // the longest sequence they have room for
   int first_site = -1;  // layers up to it share their KV between packs; -1: the engine has no packs
   double load_us = 0.0;
 };

@@ -6,6 +6,7 @@
 
 #include "modularbase/adapters/pack_batch.h"
 #include "modularbase/core/head_query.h"
+#include "modularbase/engine/sequence_window.h"
 #include "modularbase/kv/kv_cache.h"
 
 namespace modularbase {
@@ -25,6 +26,7 @@ struct StepSpan {
   std::span<const TokenId> tokens;
   const PackSet* packs = nullptr;  // null: the plain base
   std::int64_t packs_from = 0;     // positions before it are the plain base
+  const SequenceWindow* window = nullptr;  // null: nobody wants its queries
 };
 
 /// One forward pass over rows of many requests, as the scheduler decided it; vectors are reused.

@@ -1,8 +1,13 @@
 #include "modularbase/kv/kv_cache.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace modularbase {
+
+using kernels::KvTier;
+using kernels::TileFormat;
+
 namespace {
 
 /// The first n tokens under a context that begins at position `from`. A mixed one can share only
@@ -34,10 +39,41 @@ KvGroups split_groups(const KvGeometry& all, std::int64_t split, std::int64_t n_
   return groups;
 }
 
-KvCache::KvCache(const KvGroups& groups, std::int64_t n_blocks, const Backend& backend,
-                 bool prefix_cache)
-    : lower_(groups.lower, n_blocks, backend), prefix_cache_(prefix_cache) {
-  if (groups.upper) upper_.emplace(*groups.upper, n_blocks, backend);
+TierGeometry important_blocks(const KvGeometry& group, const KvTiers& tiers) {
+  TierGeometry geometry{group.n_head_kv, group.head_dim, group.first_layer, {}, {}, false};
+  for (std::int64_t layer = 0; layer < group.n_layer; ++layer) {
+    const auto index = static_cast<std::size_t>(group.first_layer + layer);
+    const bool is_wide = index < tiers.wide_keys.size() && tiers.wide_keys[index];
+    geometry.k_formats.push_back(is_wide ? TileFormat::kQ8_0 : TileFormat::kQ4Keys);
+  }
+  geometry.v_format = TileFormat::kQ4Values;
+  return geometry;
+}
+
+TierGeometry redundant_blocks(const KvGeometry& group) {
+  const std::vector<TileFormat> formats(static_cast<std::size_t>(group.n_layer), TileFormat::kF16);
+  return {group.n_head_kv, group.head_dim, group.first_layer, formats, TileFormat::kF16, true};
+}
+
+KvCache::KvCache(const KvGroups& groups, const KvTiers& tiers, std::int64_t n_blocks,
+                 const Backend& backend, bool prefix_cache)
+    : budget_(static_cast<std::size_t>(n_blocks) * groups.block_bytes()),
+      lower_(groups.lower, n_blocks, budget_, backend),
+      prefix_cache_(prefix_cache),
+      has_tiers_(tiers.has_important || tiers.has_redundant) {
+  if (groups.upper) upper_.emplace(*groups.upper, n_blocks, budget_, backend);
+  const auto add = [&](KvTier tier, const auto& geometry_of) {
+    const TierGeometry lower = geometry_of(groups.lower);
+    std::size_t block_bytes = lower.block_bytes();
+    if (groups.upper) block_bytes += geometry_of(*groups.upper).block_bytes();
+    const auto n = static_cast<std::int64_t>(budget_.n_bytes() / block_bytes);
+    lower_.add_tier(tier, lower, n, backend);
+    if (upper_) upper_->add_tier(tier, geometry_of(*groups.upper), n, backend);
+  };
+  if (tiers.has_important) {
+    add(kernels::kImportantTier, [&](const KvGeometry& g) { return important_blocks(g, tiers); });
+  }
+  if (tiers.has_redundant) add(kernels::kRedundantTier, redundant_blocks);
 }
 
 std::int64_t KvCache::n_free_blocks() const {
@@ -48,10 +84,6 @@ std::int64_t KvCache::n_free_blocks() const {
 std::int64_t KvCache::n_cached_blocks() const {
   const std::int64_t n = lower_.n_cached_blocks();
   return upper_ ? std::max(n, upper_->n_cached_blocks()) : n;
-}
-
-std::size_t KvCache::used_bytes() const {
-  return lower_.used_bytes() + (upper_ ? upper_->used_bytes() : 0);
 }
 
 void KvCache::attach_prefix(KvSequence& sequence, std::span<const TokenId> tokens,
@@ -66,17 +98,29 @@ void KvCache::attach_prefix(KvSequence& sequence, std::span<const TokenId> token
       sequence.upper, keys_of(tokens, sequence.n_lower, context.upper, context.from));
 }
 
+// Where tiers share the budget, what one group lacks the other may have to forget.
+template <class Attempt>
+bool KvCache::with_room(const Attempt& attempt) {
+  while (!attempt()) {
+    if (!has_tiers_) return false;
+    if (!lower_.forget_oldest() && !(upper_ && upper_->forget_oldest())) return false;
+  }
+  return true;
+}
+
 bool KvCache::reserve(KvSequence& sequence, std::int64_t n_tokens) {
   const std::size_t n_before = sequence.lower.size();
-  if (!lower_.reserve(sequence.lower, n_tokens)) return false;
-  if (!upper_ || upper_->reserve(sequence.upper, n_tokens)) return true;
-  lower_.trim(sequence.lower, n_before);
-  return false;
+  return with_room([&] {
+    if (!lower_.reserve(sequence.lower, n_tokens)) return false;
+    if (!upper_ || upper_->reserve(sequence.upper, n_tokens)) return true;
+    lower_.trim(sequence.lower, n_before);
+    return false;
+  });
 }
 
 void KvCache::publish(const KvSequence& sequence, std::span<const TokenId> tokens,
                       const KvContext& context) {
-  if (!prefix_cache_) return;
+  if (!prefix_cache_ || !sequence.past.empty()) return;  // what was compacted is nobody else's
   lower_.publish(keys_of(tokens, sequence.n_lower, context.lower, context.from), sequence.lower);
   if (!upper_) return;
   upper_->publish(keys_of(tokens, sequence.n_tokens, context.upper, context.from), sequence.upper);
@@ -93,7 +137,59 @@ void KvCache::publish_whole_blocks(const KvSequence& sequence, std::span<const T
 void KvCache::release(KvSequence& sequence) {
   lower_.trim(sequence.lower, 0);
   if (upper_) upper_->trim(sequence.upper, 0);
+  for (const PastBlock& block : sequence.past.blocks) release(block);
+  sequence.past = {};
   sequence.set_valid(0);
+}
+
+bool KvCache::truncate(KvSequence& sequence, std::int64_t n) {
+  const bool done = with_room([&] {
+    return lower_.truncate(sequence.lower, n) &&
+           (!upper_ || upper_->truncate(sequence.upper, n));
+  });
+  if (done) sequence.set_valid(n);
+  return done;
+}
+
+bool KvCache::allocate(PastBlock& block) {
+  return with_room([&] {
+    const auto lower = lower_.allocate(block.memory);
+    if (!lower) return false;
+    const auto upper = upper_ ? upper_->allocate(block.memory) : std::optional(kNoBlock);
+    if (!upper) {
+      lower_.release(block.memory, *lower);
+      return false;
+    }
+    block.lower = *lower;
+    block.upper = *upper;
+    return true;
+  });
+}
+
+void KvCache::retain(const PastBlock& block) {
+  lower_.retain(block.memory, block.lower);
+  if (upper_) upper_->retain(block.memory, block.upper);
+}
+
+void KvCache::release(const PastBlock& block) {
+  lower_.release(block.memory, block.lower);
+  if (upper_) upper_->release(block.memory, block.upper);
+}
+
+void KvCache::forget_block(KvSequence& sequence, std::int64_t index) {
+  const auto at = static_cast<std::size_t>(index);
+  lower_.release(kernels::kExactTier, std::exchange(sequence.lower[at], kNoBlock));
+  if (upper_) upper_->release(kernels::kExactTier, std::exchange(sequence.upper[at], kNoBlock));
+}
+
+std::size_t KvCache::block_bytes(KvTier tier) const {
+  return lower_.block_bytes(tier) + (upper_ ? upper_->block_bytes(tier) : 0);
+}
+
+std::size_t KvCache::past_bytes(const KvPast& past) const {
+  std::size_t n = 0;
+  for (const PastBlock& block : past.blocks) n += block_bytes(block.memory);
+  return n;
 }
 
 void KvCache::forget_prefixes() {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "modularbase/kv/kv_group.h"
 
@@ -16,6 +17,17 @@ struct KvGroups {
   /// Of both groups.
   std::size_t block_bytes() const;
 };
+
+/// What there is beside exact blocks.
+struct KvTiers {
+  bool has_important = false;
+  bool has_redundant = false;
+  std::vector<bool> wide_keys;  // of the model's layers: 4 bits would lose too much of their keys
+};
+
+/// A tier's blocks of the layers of a group.
+TierGeometry important_blocks(const KvGeometry& group, const KvTiers& tiers);
+TierGeometry redundant_blocks(const KvGeometry& group);
 
 /// Layers 0..split below, with their mid rows [n_embd]; the others above. With none above there is
 /// nothing to restart: one group.
@@ -36,6 +48,7 @@ struct KvContext {
 struct KvSequence {
   BlockTable lower;
   BlockTable upper;           // empty when there is one group
+  KvPast past;                // what is left of its first positions, where they were compacted
   std::int64_t n_lower = 0;   // positions whose KV is valid in the lower group
   std::int64_t n_tokens = 0;  // in both; at most n_lower
 
@@ -48,7 +61,9 @@ struct KvSequence {
 /// by sequences with the same tokens under the same context of its group. Engine thread only.
 class KvCache {
  public:
-  KvCache(const KvGroups& groups, std::int64_t n_blocks, const Backend& backend, bool prefix_cache);
+  /// The budget is that of n_blocks exact blocks.
+  KvCache(const KvGroups& groups, const KvTiers& tiers, std::int64_t n_blocks,
+          const Backend& backend, bool prefix_cache);
 
   const KvGroup& lower() const { return lower_; }
   /// Null when there is one group.
@@ -58,7 +73,8 @@ class KvCache {
   std::int64_t n_free_blocks() const;
   /// Of the group that has more.
   std::int64_t n_cached_blocks() const;
-  std::size_t used_bytes() const;
+  std::size_t used_bytes() const { return budget_.n_used(); }
+  std::size_t budget_bytes() const { return budget_.n_bytes(); }
 
   /// Takes what is already known of a prompt into an empty sequence, in each group what it knows:
   /// whole blocks shared, a partly matching one copied. At most tokens.size() - 1 tokens, so that
@@ -74,12 +90,30 @@ class KvCache {
   void publish_whole_blocks(const KvSequence& sequence, std::span<const TokenId> tokens,
                             const KvContext& context);
   void release(KvSequence& sequence);
+  /// Only the first n positions stay valid, at least all that were compacted, and later ones can be
+  /// written: a block that others hold, too, is copied. False where memory is short.
+  bool truncate(KvSequence& sequence, std::int64_t n);
   void forget_prefixes();
 
+  /// A block of a tier in each group for a sequence's past; nothing where memory is short.
+  bool allocate(PastBlock& block);
+  void retain(const PastBlock& block);
+  void release(const PastBlock& block);
+  /// Gives back a block of a sequence's table, whose tokens lie elsewhere.
+  void forget_block(KvSequence& sequence, std::int64_t index);
+  /// Of a tier, in both groups.
+  std::size_t block_bytes(kernels::KvTier tier) const;
+  std::size_t past_bytes(const KvPast& past) const;
+
  private:
+  template <class Attempt>
+  bool with_room(const Attempt& attempt);
+
+  KvBudget budget_;
   KvGroup lower_;
   std::optional<KvGroup> upper_;
   bool prefix_cache_;
+  bool has_tiers_;
 };
 
 }  // namespace modularbase

@@ -1,5 +1,7 @@
 #include "modularbase/kv/kv_memory.h"
 
+#include "modularbase/kv/tier_memory.h"
+
 namespace modularbase {
 
 std::size_t KvGeometry::block_bytes() const {
@@ -52,6 +54,12 @@ void KvMemory::copy_tokens(BlockId from, BlockId to, std::int64_t n_tokens) {
     copy_rows(pool_, from * n_rows + row, to * n_rows + row, n_tokens);
   }
   if (mid_) copy_rows(mid_, from * kBlock, to * kBlock, n_tokens);
+}
+
+void KvMemory::discard(BlockId block) {
+  const std::size_t n_bytes = static_cast<std::size_t>(geometry_.block_rows()) * pool_->nb[1];
+  discard_pages(static_cast<std::byte*>(pool_->data) + static_cast<std::size_t>(block) * n_bytes,
+                n_bytes);
 }
 
 }  // namespace modularbase

@@ -41,6 +41,8 @@ class KvMemory {
 
   /// Copies the first n_tokens of a block in every layer, mid rows included.
   void copy_tokens(BlockId from, BlockId to, std::int64_t n_tokens);
+  /// As TierMemory::discard.
+  void discard(BlockId block);
 
  private:
   std::size_t index(int layer) const {

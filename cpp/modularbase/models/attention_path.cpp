@@ -12,7 +12,7 @@ namespace {
 template <class Inputs>
 const Inputs& inputs_of(const std::vector<Inputs>& groups, int layer) {
   for (const Inputs& inputs : groups) {
-    if (inputs.memory->geometry().holds(layer)) return inputs;
+    if (inputs.group->memory().geometry().holds(layer)) return inputs;
   }
   throw Error("layer " + std::to_string(layer) + ": expected a group of the KV cache, found none");
 }
@@ -26,7 +26,8 @@ kernels::AttentionOp FusedAttention::op(int layer) const {
   const FusedInputs& inputs = inputs_of(groups_, layer);
   return {.batch = inputs.batch,
           .scratch = inputs.scratch,
-          .kv = inputs.memory->layer(layer),
+          .kv = inputs.group->layer(layer),
+          .layer = inputs.group->index_of(layer),
           .n_head = config_.n_head,
           .rope_dim = config_.rope_dim,
           .style = config_.rope_style,
@@ -86,8 +87,8 @@ Tensor ReferenceAttention::store(GraphBuilder& g, Tensor qkv, Tensor q_norm, Ten
   const std::int64_t n_head_kv = config_.n_head_kv;
   Tensor k = rotate(g, inputs, heads(g, qkv, n_head, n_head_kv), k_norm);
   Tensor v = heads(g, qkv, n_head + n_head_kv, n_head_kv);
-  k_rows_ = write(g, inputs, inputs.memory->k(layer), k);
-  v_rows_ = write(g, inputs, inputs.memory->v(layer), v);
+  k_rows_ = write(g, inputs, inputs.group->memory().k(layer), k);
+  v_rows_ = write(g, inputs, inputs.group->memory().v(layer), v);
   return rotate(g, inputs, heads(g, qkv, 0, n_head), q_norm);
 }
 

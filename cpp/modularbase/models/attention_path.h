@@ -4,7 +4,7 @@
 
 #include "modularbase/graph/graph_builder.h"
 #include "modularbase/kernels/fused_nodes.h"
-#include "modularbase/kv/kv_memory.h"
+#include "modularbase/kv/kv_group.h"
 #include "modularbase/models/model_config.h"
 
 namespace modularbase {
@@ -12,14 +12,14 @@ namespace modularbase {
 /// What the fused attention of one group of layers works on; batch and scratch are filled by the
 /// runner before each step.
 struct FusedInputs {
-  const KvMemory* memory;
+  const KvGroup* group;
   const kernels::AttentionBatch* batch;
   kernels::AttentionScratch* scratch;
 };
 
 /// The same for the reference attention, as tensors; n_rows are the rows of this group's layers.
 struct ReferenceInputs {
-  const KvMemory* memory = nullptr;
+  const KvGroup* group = nullptr;
   Tensor positions = nullptr;   // I32 [n_rows]
   Tensor write_rows = nullptr;  // I64 [n_head_kv * n_rows]: cache row of each new (row, head)
   Tensor read_rows = nullptr;  // I32 [n_kv * n_head_kv]: cache row of each visible (head, position)

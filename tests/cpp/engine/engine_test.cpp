@@ -198,7 +198,8 @@ TEST_CASE("options that make no sense are refused by field") {
   CHECK(refused_option([](auto& o) { o.n_threads = -1; }) == "n_threads");
   CHECK(refused_option([](auto& o) { o.n_threads = 100000; }) == "n_threads");
   CHECK(refused_option([](auto& o) { o.dtype = "f17"; }) == "dtype");
-  CHECK(refused_option([](auto& o) { o.kv_type = "f32"; }) == "kv_type");
+  CHECK(refused_option([](auto& o) { o.kv = "f32"; }) == "kv");
+  CHECK(refused_option([](auto& o) { o.kv_window_tokens = 64; }) == "kv_window_tokens");
   CHECK(refused_option([](auto& o) { o.attention = "slow"; }) == "attention");
   CHECK(refused_option([](auto& o) { o.linear = "slow"; }) == "linear");
   CHECK(refused_option([](auto& o) { o.head = "none"; }) == "head");

@@ -51,10 +51,11 @@ class ContextEngine {
         file_(GgufFile::open(temp_.path())),
         backend_("cpu", 1),
         model_(load_model(file_, backend_, DType::kKeep)),
-        cache_(split_groups({4, 2, 32, GGML_TYPE_F16}, options.split, 64), options.n_blocks,
+        cache_(split_groups({4, 2, 32, GGML_TYPE_F16}, options.split, 64), {}, options.n_blocks,
                backend_, true),
         runner_(*model_, backend_, cache_, resolve(options)),
-        scheduler_(cache_, PackAdmission(nullptr, static_cast<int>(options.split)),
+        tiers_(cache_, {}, 4),
+        scheduler_(cache_, tiers_, PackAdmission(nullptr, static_cast<int>(options.split)),
                    {options.n_batch, 8}) {}
 
   Request& submit(const Ids& prompt, const KvContext& context, std::int64_t max_tokens = 8) {
@@ -126,6 +127,7 @@ class ContextEngine {
   std::unique_ptr<Model> model_;
   KvCache cache_;
   ModelRunner runner_;
+  ContextTiers tiers_;
   Scheduler scheduler_;
   StepPlan plan_;
   std::list<Request> requests_;

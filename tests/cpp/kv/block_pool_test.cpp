@@ -9,7 +9,8 @@
 using namespace modularbase;
 
 TEST_CASE("every block is handed out once, then none") {
-  BlockPool pool(5);
+  KvBudget budget(5);
+  BlockPool pool(5, 1, budget);
   std::set<BlockId> blocks;
   for (int i = 0; i < 5; ++i) blocks.insert(pool.allocate().value());
   CHECK(blocks.size() == 5);
@@ -18,7 +19,8 @@ TEST_CASE("every block is handed out once, then none") {
 }
 
 TEST_CASE("a block is free again only when its last holder lets go") {
-  BlockPool pool(1);
+  KvBudget budget(1);
+  BlockPool pool(1, 1, budget);
   const BlockId block = pool.allocate().value();
   pool.retain(block);
   pool.release(block);
@@ -28,8 +30,27 @@ TEST_CASE("a block is free again only when its last holder lets go") {
 }
 
 TEST_CASE("misuse is an error, not a corrupted pool") {
-  BlockPool pool(2);
+  KvBudget budget(2);
+  BlockPool pool(2, 1, budget);
   CHECK_THROWS_AS(pool.release(0), Error);
   CHECK_THROWS_AS(pool.retain(1), Error);
   CHECK(pool.n_free() == 2);
+}
+
+TEST_CASE("blocks of several pools share a budget in bytes") {
+  KvBudget budget(100);
+  BlockPool large(8, 40, budget);
+  BlockPool small(8, 15, budget);
+  const auto first = large.allocate();
+  REQUIRE(large.allocate());
+  CHECK_FALSE(large.allocate());
+  REQUIRE(small.allocate());
+  CHECK_FALSE(small.allocate());
+  CHECK(budget.n_used() == 95);
+  large.retain(*first);
+  large.release(*first);
+  CHECK(budget.n_used() == 95);
+  large.release(*first);
+  CHECK(budget.n_used() == 55);
+  CHECK(small.allocate());
 }

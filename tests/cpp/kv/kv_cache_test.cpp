@@ -19,7 +19,7 @@ const KvGroups kOneGroup{kGeometry, std::nullopt};
 
 struct TestCache {
   explicit TestCache(std::int64_t n_blocks, bool prefix_cache = true)
-      : backend("cpu", 1), cache(kOneGroup, n_blocks, backend, prefix_cache) {}
+      : backend("cpu", 1), cache(kOneGroup, {}, n_blocks, backend, prefix_cache) {}
   Backend backend;
   KvCache cache;
 

@@ -31,7 +31,8 @@ std::vector<PrefixKey> range(PrefixKey first, std::size_t n) {
 }  // namespace
 
 TEST_CASE("whole blocks are shared, the partly matching one is offered for copying") {
-  BlockPool pool(8);
+  KvBudget budget(8);
+  BlockPool pool(8, 1, budget);
   PrefixIndex index(pool, kBlock);
   const auto tokens = range(0, 10);
   const auto blocks = take(pool, 3);
@@ -46,7 +47,8 @@ TEST_CASE("whole blocks are shared, the partly matching one is offered for copyi
 }
 
 TEST_CASE("nothing is shared between different prefixes") {
-  BlockPool pool(8);
+  KvBudget budget(8);
+  BlockPool pool(8, 1, budget);
   PrefixIndex index(pool, kBlock);
   index.insert(range(0, 8), take(pool, 2));
   auto other = range(0, 8);
@@ -59,7 +61,8 @@ TEST_CASE("nothing is shared between different prefixes") {
 TEST_CASE("nothing is shared between different contexts, whatever the tokens") {
   CHECK(prefix_key(0, 5) == 5);
   CHECK(prefix_key(7, -1) == 0x7ffffffff);  // a token never reaches into the context
-  BlockPool pool(8);
+  KvBudget budget(8);
+  BlockPool pool(8, 1, budget);
   PrefixIndex index(pool, kBlock);
   const auto keys = [](std::uint32_t context) {
     std::vector<PrefixKey> found;
@@ -75,7 +78,8 @@ TEST_CASE("nothing is shared between different contexts, whatever the tokens") {
 }
 
 TEST_CASE("a longer continuation takes the place of a partly filled leaf") {
-  BlockPool pool(8);
+  KvBudget budget(8);
+  BlockPool pool(8, 1, budget);
   PrefixIndex index(pool, kBlock);
   const auto shorter = take(pool, 1);
   index.insert(range(0, 2), shorter);
@@ -87,7 +91,8 @@ TEST_CASE("a longer continuation takes the place of a partly filled leaf") {
 }
 
 TEST_CASE("the least recently used leaf goes first, and never a block someone holds") {
-  BlockPool pool(3);
+  KvBudget budget(3);
+  BlockPool pool(3, 1, budget);
   PrefixIndex index(pool, kBlock);
   const auto a = take(pool, 1);
   index.insert(range(0, 4), a);
@@ -107,7 +112,8 @@ TEST_CASE("the least recently used leaf goes first, and never a block someone ho
 }
 
 TEST_CASE("clear forgets everything, also blocks that someone holds") {
-  BlockPool pool(8);
+  KvBudget budget(8);
+  BlockPool pool(8, 1, budget);
   PrefixIndex index(pool, kBlock);
   const auto blocks = take(pool, 3);
   index.insert(range(0, 12), blocks);
@@ -122,7 +128,8 @@ TEST_CASE("clear forgets everything, also blocks that someone holds") {
 TEST_CASE("random inserts, matches and evictions: what is shared holds exactly those tokens") {
   // Each block remembers what its writer put there; a match must only return blocks whose content
   // is the prefix asked for, and the pool must end empty.
-  BlockPool pool(64);
+  KvBudget budget(64);
+  BlockPool pool(64, 1, budget);
   PrefixIndex index(pool, kBlock);
   std::map<BlockId, std::vector<PrefixKey>> content;
   std::mt19937 random(7);

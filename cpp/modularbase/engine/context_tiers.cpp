@@ -1,0 +1,210 @@
+#include "modularbase/engine/context_tiers.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "modularbase/core/errors.h"
+
+namespace modularbase {
+namespace {
+
+constexpr std::int64_t kBlock = kernels::kBlockTokens;
+// The first tokens of a sequence draw attention whatever they say: they stay exact (Xiao et al.,
+// arXiv:2309.17453).
+constexpr std::int64_t kSinkTokens = 16;
+// A running sequence is compacted so many positions at a time: the work is a small part of the steps
+// that made them, and blocks are filled.
+constexpr std::int64_t kCompactedAtOnce = 4 * kBlock;
+
+std::int64_t whole_blocks(std::int64_t n) {
+  return std::max<std::int64_t>(0, n) / kBlock * kBlock;
+}
+
+}  // namespace
+
+ContextTiers::ContextTiers(KvCache& cache, const TierRules& rules, std::int64_t n_head)
+    : cache_(cache),
+      rules_(rules),
+      n_head_(n_head),
+      conversations_(cache, n_head, rules.mode == KvMode::kTiered) {}
+
+ContextTiers::~ContextTiers() {
+  cancel_all();
+}
+
+void ContextTiers::cancel_all() {
+  while (!jobs_.empty()) finish(CompactionReport::Outcome::kCancelled);
+}
+
+bool ContextTiers::take(Sequence& sequence) {
+  cancel(sequence.spec.conversation);
+  return conversations_.take(sequence);
+}
+
+bool ContextTiers::forget_oldest() {
+  cancel_all();
+  return conversations_.forget_oldest();
+}
+
+void ContextTiers::close(ConversationId id) {
+  cancel(id);
+  if (!conversations_.close(id)) {
+    throw InvalidRequestError("conversation", "an open one", std::to_string(id));
+  }
+}
+
+Tier ContextTiers::tier_of(const Sequence& sequence, std::int64_t position) const {
+  if (position < kSinkTokens) return Tier::kKey;
+  const auto at = static_cast<std::size_t>(position);
+  if (rules_.mode == KvMode::kImportant || at >= sequence.spec.tiers.size()) {
+    return Tier::kImportant;
+  }
+  return std::min(sequence.spec.tiers[at], Tier::kImportant);  // slots come when the request is over
+}
+
+void ContextTiers::compact(Sequence& sequence) {
+  if (rules_.mode == KvMode::kExact || sequence.spec.kind != RequestKind::kGenerate) return;
+  KvSequence& kv = sequence.kv;
+  if (kv.n_lower != kv.n_tokens) return;
+  const std::int64_t n = whole_blocks(kv.n_tokens - rules_.n_window);
+  if (n - kv.past.n_positions < kCompactedAtOnce) return;
+  if (kv.past.empty()) cache_.publish_whole_blocks(kv, sequence.tokens, sequence.kv_context);
+  PastPlan plan{.n_positions = n, .tiers = {}, .spans = {}};
+  for (std::int64_t p = 0; p < n; ++p) plan.tiers.push_back(tier_of(sequence, p));
+  run(kv, std::move(plan));
+}
+
+bool ContextTiers::run(KvSequence& kv, PastPlan plan) {
+  Compaction compaction(cache_, kv, std::move(plan), {}, n_head_);
+  for (;;) {
+    switch (compaction.work()) {
+      case Compaction::Progress::kMore:
+        continue;
+      case Compaction::Progress::kShort:
+        return false;
+      case Compaction::Progress::kReady:
+        compaction.commit(kv);
+        return true;
+    }
+  }
+}
+
+void ContextTiers::start(ConversationId id, PastPlan plan, std::promise<CompactionReport> report) {
+  cancel(id);
+  jobs_.push_back({id, std::move(plan), std::move(report), nullptr, {}});
+}
+
+// The plan may know more, or less, than is there now.
+bool ContextTiers::begin(Job& job) {
+  Conversation* kept = conversations_.find(job.id);
+  if (!kept || kept->is_running) return false;
+  const std::int64_t n_valid = whole_blocks(kept->kv.n_tokens);
+  PastPlan plan = std::exchange(job.plan, {});
+  const std::int64_t n_planned = whole_blocks(std::ssize(plan.tiers));
+  plan.n_positions = std::max(kept->kv.past.n_positions, std::min(n_planned, n_valid));
+  plan.tiers.resize(static_cast<std::size_t>(plan.n_positions), Tier::kImportant);
+  std::erase_if(plan.spans, [&](const SlotSpan& span) {
+    return span.start + span.n_tokens > plan.n_positions;
+  });
+  FitQueries queries;
+  if (kept->window && !plan.spans.empty()) {
+    const SlotSpan& last = plan.spans.back();
+    queries = {&kept->window->lower(), &kept->window->upper(),
+               kept->window->rows(last.start + last.n_tokens, kept->kv.n_tokens)};
+  }
+  if (kept->kv.past.empty()) cache_.publish_whole_blocks(kept->kv, kept->tokens, kept->context);
+  job.compaction = std::make_unique<Compaction>(cache_, kept->kv, std::move(plan),
+                                                std::move(queries), n_head_);
+  return true;
+}
+
+void ContextTiers::work(Clock::duration most) {
+  const auto started_at = Clock::now();
+  while (!jobs_.empty()) {
+    Job& job = jobs_.front();
+    const auto unit_at = Clock::now();
+    if (!job.compaction && !begin(job)) {
+      finish(CompactionReport::Outcome::kCancelled);
+      continue;
+    }
+    const Compaction::Progress progress = job.compaction->work();
+    if (progress == Compaction::Progress::kReady) {
+      job.compaction->commit(conversations_.find(job.id)->kv);
+    }
+    const auto now = Clock::now();
+    job.report.work_us += std::chrono::duration<double, std::micro>(now - unit_at).count();
+    if (progress == Compaction::Progress::kReady) finish(CompactionReport::Outcome::kDone);
+    if (progress == Compaction::Progress::kShort) finish(CompactionReport::Outcome::kNoRoom);
+    if (now - started_at >= most) return;
+  }
+}
+
+void ContextTiers::finish(CompactionReport::Outcome outcome) {
+  Job& job = jobs_.front();
+  job.report.outcome = outcome;
+  if (job.compaction) job.report.refused = job.compaction->refused();
+  job.compaction.reset();
+  job.promise.set_value(std::move(job.report));
+  jobs_.pop_front();
+}
+
+void ContextTiers::cancel(ConversationId id) {
+  for (std::size_t i = jobs_.size(); i-- > 0;) {
+    if (jobs_[i].id != id) continue;
+    std::swap(jobs_[i], jobs_.front());
+    finish(CompactionReport::Outcome::kCancelled);
+    return;
+  }
+}
+
+ContextState ContextTiers::state(ConversationId id) {
+  Conversation* kept = conversations_.find(id);
+  if (!kept) throw InvalidRequestError("conversation", "an open one", std::to_string(id));
+  const KvPast& past = kept->kv.past;
+  ContextState state{.n_tokens = kept->kv.n_tokens,
+                     .n_compacted = past.n_positions,
+                     .n_rebuilt = kept->n_rebuilt,
+                     .tiers = past.tiers,
+                     .spans = past.spans};
+  for (const PastBlock& block : past.blocks) {
+    const std::size_t n_bytes = cache_.block_bytes(block.memory);
+    (block.tier == Tier::kKey         ? state.key_bytes
+     : block.tier == Tier::kImportant ? state.important_bytes
+                                      : state.redundant_bytes) += n_bytes;
+  }
+  const auto n_own = std::ranges::count_if(kept->kv.lower, [](BlockId b) { return b != kNoBlock; });
+  state.own_bytes = static_cast<std::size_t>(n_own) * cache_.block_bytes(kernels::kExactTier);
+  if (kept->window) state.query_bytes = kept->window->n_bytes();
+  return state;
+}
+
+std::vector<float> ContextTiers::attention_received(ConversationId id,
+                                                    const std::vector<SlotSpan>& spans,
+                                                    int layer) {
+  Conversation* kept = conversations_.find(id);
+  if (!kept) throw InvalidRequestError("conversation", "an open one", std::to_string(id));
+  std::int64_t end = 0;
+  for (const SlotSpan& span : spans) {
+    if (span.start < 0 || span.n_tokens < 1) {
+      throw InvalidRequestError("spans", "tokens of the conversation", std::to_string(span.start));
+    }
+    end = std::max<std::int64_t>(end, span.start + span.n_tokens);
+  }
+  std::vector<float> received(spans.size(), std::numeric_limits<float>::quiet_NaN());
+  if (!kept->window || kept->is_running || end > kept->kv.n_tokens) return received;
+  const FitQueries queries{&kept->window->lower(), &kept->window->upper(),
+                           kept->window->rows(end, kept->kv.n_tokens)};
+  if (queries.rows.empty()) return received;
+  // All blocks are looked at, also a last one that is not full.
+  PastPlan everything{.n_positions = end, .tiers = {}, .spans = spans};
+  everything.tiers.resize(static_cast<std::size_t>(end), Tier::kKey);
+  const LocatedPast located = locate(kept->kv, everything);
+  const bool is_upper = !cache_.lower().memory().geometry().holds(layer);
+  const KvGroup& group = is_upper ? *cache_.upper() : cache_.lower();
+  SpanFitter fitter(everything, located, queries, n_head_);
+  fitter.receive({group.layer(layer), is_upper, group.index_of(layer), 0}, received);
+  return received;
+}
+
+}  // namespace modularbase

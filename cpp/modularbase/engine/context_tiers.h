@@ -1,0 +1,104 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <future>
+#include <memory>
+#include <vector>
+
+#include "modularbase/engine/conversations.h"
+#include "modularbase/kv/compaction.h"
+
+namespace modularbase {
+
+/// How the engine keeps what a sequence's window has left behind.
+enum class KvMode {
+  kExact,      // as it was written
+  kImportant,  // in 4 bits
+  kTiered,     // as requests and plans say
+};
+
+struct TierRules {
+  KvMode mode = KvMode::kExact;
+  std::int64_t n_window = 128;  // last tokens, which stay exact
+};
+
+/// What became of a plan.
+struct CompactionReport {
+  enum class Outcome { kDone, kCancelled, kNoRoom };
+  Outcome outcome = Outcome::kDone;
+  std::vector<RefusedSpan> refused;
+  double work_us = 0.0;
+};
+
+/// What a conversation keeps, and where.
+struct ContextState {
+  std::int64_t n_tokens = 0;     // valid in the cache
+  std::int64_t n_compacted = 0;  // of these, no longer in blocks of their own
+  std::int64_t n_rebuilt = 0;
+  std::vector<Tier> tiers;      // of the compacted ones
+  std::vector<SlotSpan> spans;  // of the redundant ones among them
+  std::size_t key_bytes = 0;    // of the compacted ones, by tier
+  std::size_t important_bytes = 0;
+  std::size_t redundant_bytes = 0;
+  std::size_t own_bytes = 0;    // of the others
+  std::size_t query_bytes = 0;  // what is kept for fits
+};
+
+/// Compacts sequences: those that run as they grow, kept conversations as their callers plan.
+/// Engine thread only.
+class ContextTiers {
+ public:
+  ContextTiers(KvCache& cache, const TierRules& rules, std::int64_t n_head);
+  /// The plans that wait are cancelled.
+  ~ContextTiers();
+
+  Conversations& conversations() { return conversations_; }
+  /// As Conversations::take; a plan that is being carried out is cancelled.
+  bool take(Sequence& sequence);
+  /// As Conversations::forget_oldest.
+  bool forget_oldest();
+  void close(ConversationId id);
+
+  /// Whether running sequences are compacted.
+  bool compacts() const { return rules_.mode != KvMode::kExact; }
+  /// Before a step: what a running sequence has left behind its window goes into the tiers that
+  /// need no fit.
+  void compact(Sequence& sequence);
+  /// Carries out a plan for a kept conversation when there is time.
+  void start(ConversationId id, PastPlan plan, std::promise<CompactionReport> report);
+  bool has_work() const { return !jobs_.empty(); }
+  void cancel_all();
+  /// Works on plans for about so long, at least for one layer.
+  void work(Clock::duration most);
+
+  /// \throws InvalidRequestError when there is no such conversation.
+  ContextState state(ConversationId id);
+  /// The mean share of attention that the last queries of one layer give to a token of each span
+  /// (n_slots is not looked at); NaN where that is not known, as of a running conversation.
+  /// \throws InvalidRequestError as state(), and for spans that are not there.
+  std::vector<float> attention_received(ConversationId id, const std::vector<SlotSpan>& spans,
+                                        int layer);
+
+ private:
+  struct Job {
+    ConversationId id;
+    PastPlan plan;
+    std::promise<CompactionReport> promise;
+    std::unique_ptr<Compaction> compaction;  // once begun
+    CompactionReport report;
+  };
+  void cancel(ConversationId id);
+  bool begin(Job& job);
+  void finish(CompactionReport::Outcome outcome);
+  Tier tier_of(const Sequence& sequence, std::int64_t position) const;
+  bool run(KvSequence& kv, PastPlan plan);
+
+  KvCache& cache_;
+  const TierRules rules_;
+  const std::int64_t n_head_;
+  Conversations conversations_;
+  std::deque<Job> jobs_;
+};
+
+}  // namespace modularbase

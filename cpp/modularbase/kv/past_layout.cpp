@@ -1,0 +1,208 @@
+#include "modularbase/kv/past_layout.h"
+
+#include <algorithm>
+#include <bit>
+#include <iterator>
+
+namespace modularbase {
+namespace {
+
+using kernels::kBlockTokens;
+using kernels::KvTier;
+
+// A 4-bit block that shows fewer tokens than this is not worth its bytes: they are rounded again
+// together with others.
+constexpr int kFewTokens = 16;
+
+constexpr std::uint64_t bit(std::size_t i) {
+  return std::uint64_t{1} << i;
+}
+
+constexpr std::uint64_t first_bits(std::size_t n) {
+  return n == kBlockTokens ? ~std::uint64_t{0} : bit(n) - 1;
+}
+
+PastSource source_in(const PastBlock& block, std::size_t i) {
+  const auto index = static_cast<std::int32_t>(i);
+  return {{block.memory, block.lower, index},
+          {block.memory, block.upper, index},
+          block.positions[i],
+          -1};
+}
+
+// Full or not, a block of these can be read again and its tokens put elsewhere.
+bool is_open(const PastBlock& block) {
+  if (block.memory == kernels::kImportantTier) return std::popcount(block.visible) < kFewTokens;
+  return !block.is_full();
+}
+
+/// Gathers what each tier's new blocks are made of.
+class Arrangement {
+ public:
+  Arrangement(const KvSequence& sequence, const LocatedPast& located, const PastPlan& plan,
+              std::span<const std::int32_t> n_slots)
+      : sequence_(sequence),
+        located_(located),
+        plan_(plan),
+        tiers_(located.tiers),
+        fitted_(tiers_.size()) {
+    for (std::size_t i = 0; i < plan.spans.size(); ++i) settle(i, n_slots[i]);
+    // A redundant token without a span, of old or new, has nothing that could stand for it.
+    for (std::size_t p = 0; p < tiers_.size(); ++p) {
+      const bool is_left = located.holders[p] >= 0 || is_in_table(p);
+      if (is_left && tiers_[p] == Tier::kRedundant && !fitted_[p]) tiers_[p] = Tier::kImportant;
+    }
+  }
+
+  NewPast finish() {
+    take_from_table();
+    for (std::size_t b = 0; b < sequence_.past.blocks.size(); ++b) take_moved(b);
+    for (const PastBlock& block : sequence_.past.blocks) keep_or_reopen(block);
+    add_blocks(tokens_[0], Tier::kKey, kernels::kExactTier);
+    add_important();
+    add_blocks(slots_, Tier::kRedundant, kernels::kRedundantTier);
+    std::ranges::sort(result_.spans, {}, &SlotSpan::start);
+    result_.tiers = std::move(tiers_);
+    return std::move(result_);
+  }
+
+ private:
+  bool is_in_table(std::size_t p) const {
+    return static_cast<std::int64_t>(p) >= sequence_.past.n_positions;
+  }
+
+  void settle(std::size_t i, std::int32_t n_slots) {
+    const SlotSpan& span = plan_.spans[i];
+    if (n_slots < 0) return;
+    std::fill_n(fitted_.begin() + span.start, span.n_tokens, true);
+    std::fill_n(tiers_.begin() + span.start, span.n_tokens, Tier::kRedundant);
+    result_.spans.push_back({span.start, span.n_tokens, n_slots});
+    for (std::int32_t slot = 0; slot < n_slots; ++slot) {
+      const TokenPlace place{kernels::kRedundantTier, kNoBlock, slot};
+      slots_.push_back({place, place, span.start, static_cast<std::int32_t>(i)});
+    }
+  }
+
+  void take_from_table() {
+    for (auto p = static_cast<std::size_t>(sequence_.past.n_positions); p < tiers_.size(); ++p) {
+      if (tiers_[p] != Tier::kRedundant) list(tiers_[p]).push_back(located_.places[p]);
+    }
+    std::ranges::copy(sequence_.past.spans, std::back_inserter(result_.spans));
+  }
+
+  std::vector<PastSource>& list(Tier tier) { return tokens_[static_cast<std::size_t>(tier)]; }
+
+  // The tokens of an old block that another tier gets.
+  void take_moved(std::size_t b) {
+    const PastBlock& block = sequence_.past.blocks[b];
+    if (block.memory == kernels::kRedundantTier) return;
+    for (std::size_t i = 0; i < block.positions.size(); ++i) {
+      if (!(block.visible & bit(i))) continue;
+      const Tier tier = tiers_[static_cast<std::size_t>(block.positions[i])];
+      if (tier != block.tier && tier != Tier::kRedundant) list(tier).push_back(source_in(block, i));
+    }
+  }
+
+  std::uint64_t staying(const PastBlock& block) const {
+    if (block.memory == kernels::kRedundantTier) return block.visible;
+    std::uint64_t bits = 0;
+    for (std::size_t i = 0; i < block.positions.size(); ++i) {
+      const bool stays = tiers_[static_cast<std::size_t>(block.positions[i])] == block.tier;
+      if (stays) bits |= block.visible & bit(i);
+    }
+    return bits;
+  }
+
+  void keep_or_reopen(const PastBlock& block) {
+    PastBlock kept = block;
+    kept.visible = staying(block);
+    if (kept.visible == 0) return;
+    auto& sources = block.memory == kernels::kRedundantTier ? slots_ : list(block.tier);
+    if (sources.empty() || !is_open(kept)) {
+      result_.kept.push_back(std::move(kept));
+      return;
+    }
+    for (std::size_t i = 0; i < block.positions.size(); ++i) {
+      if (kept.visible & bit(i)) sources.push_back(source_in(block, i));
+    }
+  }
+
+  void add_blocks(std::vector<PastSource>& sources, Tier tier, KvTier memory) {
+    std::ranges::stable_sort(sources, {}, &PastSource::position);
+    for (std::size_t first = 0; first < sources.size(); first += kBlockTokens) {
+      const std::size_t n = std::min<std::size_t>(kBlockTokens, sources.size() - first);
+      NewPastBlock added{{.memory = memory, .tier = tier, .positions = {}}, {}};
+      for (std::size_t i = first; i < first + n; ++i) {
+        added.sources.push_back(sources[i]);
+        added.block.positions.push_back(sources[i].position);
+      }
+      added.block.visible = first_bits(n);
+      result_.blocks.push_back(std::move(added));
+    }
+  }
+
+  // 4 bits need whole blocks: what is left over stays exact until it fills one.
+  void add_important() {
+    auto& sources = list(Tier::kImportant);
+    std::ranges::stable_sort(sources, {}, &PastSource::position);
+    const auto n_left = static_cast<std::ptrdiff_t>(sources.size() % kBlockTokens);
+    std::vector<PastSource> left(sources.end() - n_left, sources.end());
+    sources.resize(sources.size() - left.size());
+    add_blocks(sources, Tier::kImportant, kernels::kImportantTier);
+    add_blocks(left, Tier::kImportant, kernels::kExactTier);
+  }
+
+  const KvSequence& sequence_;
+  const LocatedPast& located_;
+  const PastPlan& plan_;
+  std::vector<Tier> tiers_;
+  std::vector<bool> fitted_;
+  std::vector<PastSource> tokens_[2];  // key, important
+  std::vector<PastSource> slots_;
+  NewPast result_;
+};
+
+}  // namespace
+
+LocatedPast locate(const KvSequence& sequence, const PastPlan& plan) {
+  const KvPast& past = sequence.past;
+  const auto n = static_cast<std::size_t>(plan.n_positions);
+  LocatedPast located{std::vector<PastSource>(n), std::vector<std::int32_t>(n, -1), plan.tiers};
+  for (std::size_t p = 0; p < past.tiers.size(); ++p) {
+    located.tiers[p] = std::max(located.tiers[p], past.tiers[p]);
+  }
+  for (std::size_t b = 0; b < past.blocks.size(); ++b) {
+    const PastBlock& block = past.blocks[b];
+    if (block.memory == kernels::kRedundantTier) continue;
+    for (std::size_t i = 0; i < block.positions.size(); ++i) {
+      if (!(block.visible & bit(i))) continue;
+      const auto p = static_cast<std::size_t>(block.positions[i]);
+      located.places[p] = source_in(block, i);
+      located.holders[p] = static_cast<std::int32_t>(b);
+    }
+  }
+  for (auto p = static_cast<std::size_t>(past.n_positions); p < n; ++p) {
+    const std::size_t at = p / kBlockTokens;
+    const auto index = static_cast<std::int32_t>(p % kBlockTokens);
+    located.places[p] = {{kernels::kExactTier, sequence.lower[at], index},
+                         {kernels::kExactTier,
+                          sequence.upper.empty() ? kNoBlock : sequence.upper[at], index},
+                         static_cast<std::int32_t>(p),
+                         -1};
+  }
+  return located;
+}
+
+bool is_whole(const LocatedPast& located, const SlotSpan& span) {
+  for (std::int32_t p = span.start; p < span.start + span.n_tokens; ++p) {
+    if (located.places[static_cast<std::size_t>(p)].lower.block == kNoBlock) return false;
+  }
+  return true;
+}
+
+NewPast arrange(const KvSequence& sequence, const LocatedPast& located, const PastPlan& plan,
+                std::span<const std::int32_t> n_slots) {
+  return Arrangement(sequence, located, plan, n_slots).finish();
+}
+
+}  // namespace modularbase

@@ -1,0 +1,117 @@
+#include "modularbase/kv/span_fitter.h"
+
+#include <ggml-cpu.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace modularbase {
+
+SpanFitter::SpanFitter(const PastPlan& plan, const LocatedPast& located, const FitQueries& queries,
+                       std::int64_t n_head)
+    : plan_(plan), located_(located), queries_(queries), n_head_(n_head), fits_(plan.spans.size()) {}
+
+void SpanFitter::load_queries(const LayerView& layer, std::int64_t head) {
+  const kernels::QueryWindow& window = layer.is_upper ? *queries_.upper : *queries_.lower;
+  const std::int64_t head_dim = layer.kv.head_dim;
+  const std::int64_t group = n_head_ / layer.kv.n_head_kv;
+  query_rows_.resize(queries_.rows.size() * static_cast<std::size_t>(group * head_dim));
+  log_mass_.clear();
+  float* to = query_rows_.data();
+  for (const std::int32_t row : queries_.rows) {
+    const std::int64_t first_head =
+        (std::int64_t{layer.in_group} * window.n_rows + row) * n_head_ + head * group;
+    const auto* from =
+        reinterpret_cast<const ggml_fp16_t*>(window.queries + first_head * head_dim);
+    ggml_cpu_fp16_to_fp32(from, to, group * head_dim);
+    to += group * head_dim;
+    log_mass_.insert(log_mass_.end(), window.log_mass + first_head,
+                     window.log_mass + first_head + group);
+  }
+}
+
+void SpanFitter::load_span(const LayerView& layer, const SlotSpan& span, std::int64_t head,
+                           TileReader& reader) {
+  const auto head_dim = static_cast<std::size_t>(layer.kv.head_dim);
+  keys_.resize(static_cast<std::size_t>(span.n_tokens) * head_dim);
+  values_.resize(keys_.size());
+  for (std::int32_t i = 0; i < span.n_tokens; ++i) {
+    const PastSource& source = located_.places[static_cast<std::size_t>(span.start + i)];
+    const TokenPlace& place = layer.is_upper ? source.upper : source.lower;
+    const std::size_t at = static_cast<std::size_t>(i) * head_dim;
+    std::copy_n(reader.key(place, head), head_dim, keys_.begin() + static_cast<std::ptrdiff_t>(at));
+    std::copy_n(reader.value(place, head), head_dim,
+                values_.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+}
+
+kernels::SlotFitArgs SpanFitter::args(const SlotSpan& span, std::int64_t head_dim) const {
+  return {.head_dim = head_dim,
+          .n_keys = span.n_tokens,
+          .n_queries = std::ssize(log_mass_),
+          .n_slots = span.n_slots,
+          .keys = keys_.data(),
+          .values = values_.data(),
+          .queries = query_rows_.data(),
+          .log_mass = log_mass_.data(),
+          .scale = 1.0f / std::sqrt(static_cast<float>(head_dim))};
+}
+
+void SpanFitter::receive(const LayerView& layer, std::span<float> received) {
+  TileReader reader(layer.kv);
+  std::vector<double> sums(plan_.spans.size(), 0.0);
+  std::vector<float> of_keys;
+  for (std::int64_t head = 0; head < layer.kv.n_head_kv; ++head) {
+    load_queries(layer, head);
+    for (std::size_t i = 0; i < plan_.spans.size(); ++i) {
+      const SlotSpan& span = plan_.spans[i];
+      if (!is_whole(located_, span)) continue;
+      load_span(layer, span, head, reader);
+      of_keys.assign(static_cast<std::size_t>(span.n_tokens), 0.0f);
+      kernels::attention_received(args(span, layer.kv.head_dim), room_, of_keys.data());
+      for (const float share : of_keys) sums[i] += share;
+    }
+  }
+  const auto n_queries = static_cast<double>(std::ssize(log_mass_) * layer.kv.n_head_kv);
+  for (std::size_t i = 0; i < plan_.spans.size(); ++i) {
+    const SlotSpan& span = plan_.spans[i];
+    if (is_whole(located_, span)) {
+      received[i] = static_cast<float>(sums[i] / (n_queries * span.n_tokens));
+    }
+  }
+}
+
+void SpanFitter::fit(const LayerView& layer) {
+  n_head_kv_ = layer.kv.n_head_kv;
+  TileReader reader(layer.kv);
+  for (std::int64_t head = 0; head < n_head_kv_; ++head) {
+    const bool has_queries = queries_.lower && !queries_.rows.empty();
+    if (has_queries) load_queries(layer, head);
+    for (std::size_t i = 0; i < plan_.spans.size(); ++i) {
+      const SlotSpan& span = plan_.spans[i];
+      const bool can = has_queries && span.n_slots > 0 && is_whole(located_, span);
+      if (can) load_span(layer, span, head, reader);
+      fits_[i].push_back(can ? kernels::fit_slots(args(span, layer.kv.head_dim), room_)
+                             : std::nullopt);
+    }
+  }
+}
+
+float SpanFitter::error(std::size_t span) const {
+  if (plan_.spans[span].n_slots == 0) return 0.0f;  // nothing shall stand for it
+  double sum = 0.0;
+  for (const auto& fit : fits_[span]) {
+    if (!fit) return std::numeric_limits<float>::infinity();
+    sum += fit->error * fit->share;  // of the whole output, not only of the span's part
+  }
+  return static_cast<float>(sum / static_cast<double>(fits_[span].size()));
+}
+
+const kernels::SlotFit& SpanFitter::fitted(std::size_t span, const LayerView& layer,
+                                           std::int64_t head) const {
+  const std::size_t at = layer.order * static_cast<std::size_t>(n_head_kv_);
+  return fits_[span].at(at + static_cast<std::size_t>(head)).value();
+}
+
+}  // namespace modularbase

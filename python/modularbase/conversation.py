@@ -1,0 +1,269 @@
+"""A dialogue whose keys and values stay in the engine from turn to turn."""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from modularbase.context.chat import Chat
+from modularbase.context.costs import TierCosts
+from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
+from modularbase.context.scores import Scores, SpanSignals
+from modularbase.context.similarity import similarity_to_newest
+from modularbase.context.spans import Span, cut_spans
+from modularbase.errors import CancelledError, InvalidRequestError
+from modularbase.generation import Generation
+from modularbase.types import (
+    ContextOptions,
+    ContextReport,
+    Message,
+    Packs,
+    Result,
+    SamplingParams,
+    Tier,
+)
+
+# Attention is looked at in every so many layers: they agree on what matters, and a look costs time.
+_LAYER_STEP = 6
+
+
+class State(Protocol):
+    """What the runtime keeps of a conversation, and where."""
+
+    n_tokens: int
+    n_compacted: int
+    n_rebuilt: int
+    tiers: bytes
+    key_bytes: int
+    important_bytes: int
+    redundant_bytes: int
+    own_bytes: int
+
+
+class Runtime(Protocol):
+    """The part of the runtime that keeps conversations."""
+
+    def open_conversation(self) -> int:
+        """A new one."""
+
+    def close_conversation(self, id: int) -> None:
+        """Forgets it."""
+
+    def context_state(self, id: int) -> State:
+        """What it keeps."""
+
+    def attention_received(
+        self, id: int, spans: Sequence[tuple[int, int]], layer: int
+    ) -> Sequence[float]:
+        """Mean share of attention of a token of each span."""
+
+    def compact(
+        self, id: int, tiers: bytes, spans: Sequence[tuple[int, int, int]], max_error: float
+    ) -> Any:
+        """Carries out a plan."""
+
+
+Submit = Callable[[Sequence[int], bytes, int, SamplingParams, Packs], Generation]
+
+
+class Conversation:
+    """A dialogue with a base; `Engine.conversation` begins one.
+
+    The engine keeps what it computed for earlier turns, so a turn costs what is new in it. With
+    `Engine.load(kv="tiered")` older text is kept in tiers. One turn at a time; safe to use from
+    several threads otherwise.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        submit: Submit,
+        chat: Chat,
+        costs: TierCosts,
+        n_layer: int,
+        options: ContextOptions | None,
+        packs: Packs,
+    ) -> None:
+        """Use `Engine.conversation`; options None: nothing is compacted by plan."""
+        self._runtime, self._submit = runtime, submit
+        self._chat, self._costs, self._n_layer = chat, costs, n_layer
+        self._options, self._packs = options, packs
+        self._grader = ContextGrader()
+        self._plan: TierPlan | None = None
+        self._lock = threading.Lock()
+        self._id: int | None = runtime.open_conversation()
+
+    def __enter__(self) -> Conversation:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the conversation."""
+        self.close()
+
+    def close(self) -> None:
+        """Frees what the engine keeps of it; closing twice is fine."""
+        with self._lock:
+            if self._id is not None:
+                self._runtime.close_conversation(self._id)
+                self._id = None
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All messages so far."""
+        return self._chat.messages
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens so far."""
+        return self._chat.token_ids
+
+    def chat(
+        self,
+        content: str | Message | Sequence[Message],
+        params: SamplingParams | None = None,
+        **overrides: Any,
+    ) -> Result:
+        """Says something and waits for the answer.
+
+        Args:
+            content: What the user says, or a message, or several; a message may have a "tier".
+            params: How tokens are chosen.
+            **overrides: Fields of `SamplingParams`, over those of params.
+
+        Returns:
+            The answer; `Result.context` tells what is kept of the conversation, and how.
+
+        Raises:
+            ModularBaseError: As `Engine.chat`. The conversation is then as it was before.
+            ContextBudgetError: The budget is too small for what must be kept.
+        """
+        with self._turn(content, params, overrides) as generation:
+            result = generation.result()
+            self._chat.add_generated(result.token_ids)
+        return replace(result, context=self.context)
+
+    def stream(
+        self,
+        content: str | Message | Sequence[Message],
+        params: SamplingParams | None = None,
+        **overrides: Any,
+    ) -> Iterator[str]:
+        """Yields the answer's text as it comes; leaving the loop takes the turn back."""
+        with self._turn(content, params, overrides) as generation:
+            ended = False
+            try:
+                for piece in generation:
+                    if piece.text:
+                        yield piece.text
+                result = generation.result()
+                ended = True
+            finally:
+                if not ended:
+                    generation.cancel()
+            self._chat.add_generated(result.token_ids)
+
+    @property
+    def context(self) -> ContextReport | None:
+        """What is kept of the conversation, and how; None where the engine has no tiers."""
+        if self._plan is None:
+            return None
+        state = self._runtime.context_state(self._open_id())
+        return _report(self._plan.report, state)
+
+    @contextmanager
+    def _turn(
+        self,
+        content: str | Message | Sequence[Message],
+        params: SamplingParams | None,
+        overrides: dict[str, Any],
+    ) -> Iterator[Generation]:
+        """Undoes what a turn that fails has added; compacts behind one that does not."""
+        if not self._lock.acquire(blocking=False):
+            raise InvalidRequestError("conversation", "one turn at a time", "another one runs")
+        before, chosen = self._chat, replace(params or SamplingParams(), **overrides)
+        try:
+            self._chat = copy.copy(before)
+            self._chat.add_messages(_messages(content))
+            tiers = self._graded(None).tiers if self._options else b""
+            yield self._submit(
+                self._chat.token_ids, tiers, self._open_id(), chosen, self._packs
+            )
+            if self._options:
+                self._compact(self._options)
+        except BaseException:
+            self._chat = before
+            raise
+        finally:
+            self._lock.release()
+
+    def _open_id(self) -> int:
+        if self._id is None:
+            raise CancelledError("the conversation is closed")
+        return self._id
+
+    def _graded(self, signals: SpanSignals | None) -> TierPlan:
+        assert self._options is not None
+        self._plan = self._grader.plan(self._chat, signals, self._costs, self._options)
+        return self._plan
+
+    def _compact(self, options: ContextOptions) -> None:
+        spans = cut_spans(self._chat.sections)
+        plan = self._graded(self._signals(spans))
+        n_past = max(0, len(self._chat.token_ids) - options.window_tokens)
+        slots = [(s.start, s.n_tokens, s.n_slots) for s in plan.slot_spans if s.is_new]
+        done = self._runtime.compact(
+            self._open_id(), plan.tiers[:n_past], slots, options.max_fit_error
+        )
+        if done.outcome.name == "done":
+            self._grader.accept(plan, {start for start, _, _ in done.refused})
+
+    def _signals(self, spans: Sequence[Span]) -> SpanSignals:
+        places = [(span.start, span.n_tokens) for span in spans]
+        looks = [
+            self._runtime.attention_received(self._open_id(), places, layer)
+            for layer in range(_LAYER_STEP // 2, self._n_layer, _LAYER_STEP)
+        ]
+        attention: Scores = np.array(looks, dtype=np.float64).mean(axis=0)
+        return SpanSignals(
+            attention_mass=attention, similarity=similarity_to_newest(self._chat, spans)
+        )
+
+
+def _messages(content: str | Message | Sequence[Message]) -> list[Message]:
+    if isinstance(content, str):
+        return [{"role": "user", "content": content}]
+    return list(content) if isinstance(content, Sequence) else [content]
+
+
+def _report(planned: ContextReport, state: State) -> ContextReport:
+    """What was planned, with what is there instead of what was expected."""
+    codes = {code: tier for tier, code in TIER_CODES.items()}
+    tokens = dict.fromkeys(Tier, 0)
+    for code in state.tiers:
+        tokens[codes[code]] += 1
+    return replace(
+        planned,
+        tokens=tokens,
+        n_bytes={
+            Tier.KEY: state.key_bytes,
+            Tier.IMPORTANT: state.important_bytes,
+            Tier.REDUNDANT: state.redundant_bytes,
+        },
+        window_tokens=state.n_tokens - state.n_compacted,
+        window_bytes=state.own_bytes,
+        exact_bytes=math.ceil(planned.exact_bytes),
+    )
