@@ -12,6 +12,7 @@ from benchmarks import (
     channel,
     decode_batch,
     decode_depth,
+    decode_tiers,
     load,
     machine,
     models,
@@ -36,6 +37,7 @@ from benchmarks.suite import Settings, Suite
 
 MODULES = (
     decode_depth,
+    decode_tiers,
     decode_batch,
     prefill,
     prefix_ttft,

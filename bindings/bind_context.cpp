@@ -11,6 +11,22 @@ namespace py = pybind11;
 namespace modularbase::bindings {
 namespace {
 
+using BlockTuple =
+    std::tuple<std::int32_t, int, std::uint64_t, std::vector<std::int32_t>>;  // memory, tier, ...
+using SpanTuple = std::tuple<int, int, int>;
+
+std::vector<SpanTuple> span_tuples(const std::vector<SlotSpan>& spans) {
+  std::vector<SpanTuple> tuples;
+  for (const SlotSpan& span : spans) tuples.emplace_back(span.start, span.n_tokens, span.n_slots);
+  return tuples;
+}
+
+py::bytes tier_codes(const std::vector<Tier>& tiers) {
+  std::string codes;
+  for (const Tier tier : tiers) codes += static_cast<char>(tier);
+  return codes;
+}
+
 CompactionReport compact(Engine& engine, ConversationId id, const py::bytes& tiers,
                          const std::vector<std::tuple<int, int, int>>& spans, float max_error) {
   PastPlan plan{.n_positions = 0, .tiers = to_tiers(tiers), .spans = {}, .max_error = max_error};
@@ -32,23 +48,8 @@ void bind_reports(py::module_& module) {
       .def_readonly("n_tokens", &ContextState::n_tokens)
       .def_readonly("n_compacted", &ContextState::n_compacted)
       .def_readonly("n_rebuilt", &ContextState::n_rebuilt)
-      .def_property_readonly("tiers",
-                             [](const ContextState& state) {
-                               std::string text;
-                               for (const Tier tier : state.tiers) {
-                                 text += static_cast<char>(tier);
-                               }
-                               return py::bytes(text);
-                             })
-      .def_property_readonly(
-          "spans",
-          [](const ContextState& state) {
-            std::vector<std::tuple<int, int, int>> spans;
-            for (const SlotSpan& span : state.spans) {
-              spans.emplace_back(span.start, span.n_tokens, span.n_slots);
-            }
-            return spans;
-          })
+      .def_property_readonly("tiers", [](const ContextState& s) { return tier_codes(s.tiers); })
+      .def_property_readonly("spans", [](const ContextState& s) { return span_tuples(s.spans); })
       .def_readonly("key_bytes", &ContextState::key_bytes)
       .def_readonly("important_bytes", &ContextState::important_bytes)
       .def_readonly("redundant_bytes", &ContextState::redundant_bytes)
@@ -71,6 +72,57 @@ void bind_reports(py::module_& module) {
       .def_readonly("work_us", &CompactionReport::work_us);
 }
 
+std::vector<BlockTuple> block_tuples(const ConversationImage& image) {
+  std::vector<BlockTuple> tuples;
+  for (const PastBlock& block : image.past.blocks) {
+    tuples.emplace_back(block.memory, static_cast<int>(block.tier), block.visible,
+                        block.positions);
+  }
+  return tuples;
+}
+
+ConversationImage make_image(std::vector<TokenId> tokens, std::int64_t n_valid,
+                             std::int64_t n_positions, const py::bytes& tiers,
+                             const std::vector<SpanTuple>& spans,
+                             const std::vector<BlockTuple>& blocks, const py::buffer& data) {
+  ConversationImage image;
+  image.tokens = std::move(tokens);
+  image.n_valid = n_valid;
+  image.past.n_positions = n_positions;
+  image.past.tiers = to_tiers(tiers);
+  for (const auto& [start, n_tokens, n_slots] : spans) {
+    image.past.spans.push_back({start, n_tokens, n_slots});
+  }
+  for (const auto& [memory, tier, visible, positions] : blocks) {
+    image.past.blocks.push_back({.memory = static_cast<kernels::KvTier>(memory),
+                                 .tier = static_cast<Tier>(tier),
+                                 .visible = visible,
+                                 .positions = positions});
+  }
+  const py::buffer_info bytes = data.request();
+  const auto* first = static_cast<const std::byte*>(bytes.ptr);
+  image.data.assign(first, first + bytes.size * bytes.itemsize);
+  return image;
+}
+
+void bind_image(py::module_& module) {
+  py::class_<ConversationImage>(module, "ConversationImage")
+      .def(py::init(&make_image), py::arg("tokens"), py::arg("n_valid"), py::arg("n_positions"),
+           py::arg("tiers"), py::arg("spans"), py::arg("blocks"), py::arg("data"))
+      .def_readonly("tokens", &ConversationImage::tokens)
+      .def_readonly("n_valid", &ConversationImage::n_valid)
+      .def_property_readonly("n_positions",
+                             [](const ConversationImage& i) { return i.past.n_positions; })
+      .def_property_readonly("tiers",
+                             [](const ConversationImage& i) { return tier_codes(i.past.tiers); })
+      .def_property_readonly("spans",
+                             [](const ConversationImage& i) { return span_tuples(i.past.spans); })
+      .def_property_readonly("blocks", &block_tuples)
+      .def_property_readonly("data", [](const ConversationImage& image) {
+        return py::bytes(reinterpret_cast<const char*>(image.data.data()), image.data.size());
+      });
+}
+
 }  // namespace
 
 std::vector<Tier> to_tiers(const py::bytes& codes) {
@@ -87,8 +139,11 @@ std::vector<Tier> to_tiers(const py::bytes& codes) {
 void bind_context(py::module_& module, py::class_<Engine>& engine) {
   const auto release_gil = py::call_guard<py::gil_scoped_release>();
   bind_reports(module);
+  bind_image(module);
   engine.def("open_conversation", &Engine::open_conversation, release_gil)
       .def("close_conversation", &Engine::close_conversation, py::arg("id"), release_gil)
+      .def("save_conversation", &Engine::save_conversation, py::arg("id"), release_gil)
+      .def("load_conversation", &Engine::load_conversation, py::arg("image"), release_gil)
       .def("context_state", &Engine::context_state, py::arg("id"), release_gil)
       .def(
           "attention_received",

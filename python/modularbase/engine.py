@@ -20,6 +20,9 @@ from modularbase.bases.identity import BaseIdentity
 from modularbase.bases.text_stream import StopMatcher
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.byte_sizes import parse_bytes
+from modularbase.context.chat import Chat
+from modularbase.context.costs import TierCosts
+from modularbase.conversation import Conversation
 from modularbase.engine_packs import EnginePacks
 from modularbase.errors import CancelledError, InvalidRequestError
 from modularbase.generation import Generation
@@ -39,8 +42,10 @@ from modularbase.request_specs import (
 )
 from modularbase.tap import RowType, Tap, row_type_number
 from modularbase.types import (
+    ContextOptions,
     EngineOptions,
     FloatArray,
+    KvKind,
     Message,
     OnPublish,
     Packs,
@@ -88,6 +93,7 @@ class Engine:
         self._path = path
         self._core = core
         self._metadata = metadata
+        self._is_tiered = False
         self._default_packs: tuple[str, ...] = ()
         self._predictor: Predictor | None = None
         self._attachments: list[Attachment] = []
@@ -148,6 +154,7 @@ class Engine:
         if pack_budget is not None:
             raw.pack_budget_bytes = parse_bytes("pack_budget", pack_budget)
         engine = cls(path, _core.Engine(utf8_path(path), raw), read_metadata(path))
+        engine._is_tiered = raw.kv == "tiered"
         engine._default_packs = tuple(default_packs)
         engine._predictor = predictor
         return engine
@@ -266,10 +273,27 @@ class Engine:
             ModularBaseError: A pack cannot be had, and the request allows no fallback.
         """
         chosen = chosen_params(params, overrides)
+        return self._submitted(self._spec(self._token_ids(prompt), chosen), chosen, packs)
+
+    def _submit_turn(
+        self,
+        ids: Sequence[int],
+        tiers: bytes,
+        conversation: int,
+        params: SamplingParams,
+        packs: Packs,
+    ) -> Generation:
+        spec = self._spec(list(ids), params)
+        spec.conversation = conversation
+        spec.set_tiers(tiers)
+        return self._submitted(spec, params, packs)
+
+    def _submitted(
+        self, spec: _core.RequestSpec, chosen: SamplingParams, packs: Packs
+    ) -> Generation:
         # All that may be refused comes before the request runs.
         matcher = StopMatcher(stop_strings(chosen.stop))
         tokenizer = self.tokenizer
-        spec = self._spec(self._token_ids(prompt), chosen)
         prepared = self._add_packs(spec, packs, chosen.timeout_s)
         generation = Generation(self._core.submit(spec), tokenizer, matcher, chosen, prepared)
         if prepared.request.packs:  # only now: a guess must not push out what this one needs
@@ -313,6 +337,32 @@ class Engine:
     ) -> Result:
         """Generates the next message of a conversation; arguments as in `submit`."""
         return self.generate(self.chat_prompt(messages), params, **overrides)
+
+    def conversation(
+        self, *, context: ContextOptions | None = None, packs: Packs = None
+    ) -> Conversation:
+        """Begins a dialogue whose keys and values stay in the engine from turn to turn.
+
+        Args:
+            context: How its context is graded, for an engine with kv="tiered"; None takes the
+                defaults.
+            packs: As in `submit`, for all turns.
+
+        Raises:
+            ChatTemplateError: The base has no usable chat template.
+            InvalidRequestError: A context was given, and the engine keeps none in tiers.
+        """
+        if context is not None and not self._is_tiered:
+            raise InvalidRequestError("context", 'an engine with kv="tiered"', "another")
+        return Conversation(
+            self._core,
+            self._submit_turn,
+            Chat(self.chat_template, self.tokenizer),
+            TierCosts.from_metadata(str(self._path), self._metadata),
+            self.info["n_layer"],
+            (context or ContextOptions()) if self._is_tiered else None,
+            packs,
+        )
 
     def score(self, prompt: Prompt, *, packs: Packs = None) -> Score:
         """Log-probability of every token given those before it, and their perplexity.

@@ -178,6 +178,38 @@ ContextState Engine::context_state(ConversationId id) {
   return on_engine_thread([&] { return tiers_->state(id); });
 }
 
+ConversationImage Engine::save_conversation(ConversationId id) {
+  expect_cpu();
+  return on_engine_thread([&] {
+    const Conversation* kept = tiers_->conversations().find(id);
+    if (!kept || kept->is_running) {
+      throw InvalidRequestError("conversation", "an open one that does not run",
+                                std::to_string(id));
+    }
+    return modularbase::save_conversation(*cache_, *kept);
+  });
+}
+
+ConversationId Engine::load_conversation(const ConversationImage& image) {
+  expect_cpu();
+  return on_engine_thread([&] {
+    const ConversationId id = ++n_conversations_;
+    tiers_->conversations().open(id);
+    try {
+      modularbase::load_conversation(*cache_, image, *tiers_->conversations().find(id));
+    } catch (...) {
+      tiers_->close(id);
+      throw;
+    }
+    return id;
+  });
+}
+
+void Engine::expect_cpu() const {
+  if (backend_.is_cpu()) return;
+  throw InvalidRequestError("device", "cpu, to save and load conversations", backend_.name());
+}
+
 std::vector<float> Engine::attention_received(ConversationId id,
                                               const std::vector<SlotSpan>& spans, int layer) {
   if (layer < 0 || layer >= info_.n_layer) {

@@ -12,6 +12,7 @@
 
 #include "modularbase/engine/activation_tap.h"
 #include "modularbase/engine/context_tiers.h"
+#include "modularbase/engine/conversation_image.h"
 #include "modularbase/engine/model_runner.h"
 #include "modularbase/engine/pack_admission.h"
 #include "modularbase/engine/scheduler.h"
@@ -55,6 +56,10 @@ class Engine {
   void close_conversation(ConversationId id);
   /// What it keeps between its requests.
   ContextState context_state(ConversationId id);
+  /// \throws InvalidRequestError also for a conversation that runs.
+  ConversationImage save_conversation(ConversationId id);
+  /// \throws as load_conversation.
+  ConversationId load_conversation(const ConversationImage& image);
   /// As ContextTiers::attention_received.
   std::vector<float> attention_received(ConversationId id, const std::vector<SlotSpan>& spans,
                                         int layer);
@@ -75,6 +80,7 @@ class Engine {
   void check_context(const RequestSpec& spec) const;
   void check_memory(const RequestSpec& spec, std::int64_t n_total) const;
   void check_plan(const PastPlan& plan) const;
+  void expect_cpu() const;
   void run();
   bool take_inbox();
   void run_errands();

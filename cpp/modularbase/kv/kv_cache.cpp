@@ -186,6 +186,10 @@ std::size_t KvCache::block_bytes(KvTier tier) const {
   return lower_.block_bytes(tier) + (upper_ ? upper_->block_bytes(tier) : 0);
 }
 
+std::size_t KvCache::stored_bytes(KvTier tier) const {
+  return lower_.block_data(tier, 0).size() + (upper_ ? upper_->block_data(tier, 0).size() : 0);
+}
+
 std::size_t KvCache::past_bytes(const KvPast& past) const {
   std::size_t n = 0;
   for (const PastBlock& block : past.blocks) n += block_bytes(block.memory);

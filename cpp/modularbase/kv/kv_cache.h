@@ -104,6 +104,8 @@ class KvCache {
   /// Of a tier, in both groups.
   std::size_t block_bytes(kernels::KvTier tier) const;
   std::size_t past_bytes(const KvPast& past) const;
+  /// Of a block's keys and values in both groups; mid rows are not among them.
+  std::size_t stored_bytes(kernels::KvTier tier) const;
 
  private:
   template <class Attempt>

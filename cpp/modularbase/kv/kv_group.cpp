@@ -41,7 +41,7 @@ std::size_t KvGroup::used_bytes() const {
   return n;
 }
 
-TierBlocks& KvGroup::tier_blocks(KvTier tier) {
+TierBlocks& KvGroup::tier_blocks(KvTier tier) const {
   if (!tiers_[tier]) throw Error("kv tier " + std::to_string(tier) + ": not in this cache");
   return *tiers_[tier];
 }
@@ -53,6 +53,11 @@ BlockPool& KvGroup::pool(KvTier tier) {
 std::size_t KvGroup::block_bytes(KvTier tier) const {
   if (tier == kernels::kExactTier) return pool_.block_bytes();
   return tiers_[tier] ? tiers_[tier]->pool.block_bytes() : 0;
+}
+
+std::span<std::byte> KvGroup::block_data(KvTier tier, BlockId block) const {
+  return tier == kernels::kExactTier ? memory_.block_data(block)
+                                     : tier_blocks(tier).memory.block_data(block);
 }
 
 std::optional<BlockId> KvGroup::allocate(KvTier tier) {

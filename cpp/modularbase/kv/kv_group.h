@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <cstddef>
 #include <optional>
 #include <span>
 #include <vector>
@@ -67,10 +68,12 @@ class KvGroup {
   /// The memory of one that nobody else holds is given back to the system.
   void release(kernels::KvTier tier, BlockId block);
   std::size_t block_bytes(kernels::KvTier tier) const;
+  /// The keys and values of a block; CPU only.
+  std::span<std::byte> block_data(kernels::KvTier tier, BlockId block) const;
 
  private:
   BlockPool& pool(kernels::KvTier tier);
-  TierBlocks& tier_blocks(kernels::KvTier tier);
+  TierBlocks& tier_blocks(kernels::KvTier tier) const;
 
   KvBudget& budget_;
   BlockPool pool_;

@@ -56,10 +56,14 @@ void KvMemory::copy_tokens(BlockId from, BlockId to, std::int64_t n_tokens) {
   if (mid_) copy_rows(mid_, from * kBlock, to * kBlock, n_tokens);
 }
 
-void KvMemory::discard(BlockId block) {
+std::span<std::byte> KvMemory::block_data(BlockId block) const {
   const std::size_t n_bytes = static_cast<std::size_t>(geometry_.block_rows()) * pool_->nb[1];
-  discard_pages(static_cast<std::byte*>(pool_->data) + static_cast<std::size_t>(block) * n_bytes,
-                n_bytes);
+  return {static_cast<std::byte*>(pool_->data) + static_cast<std::size_t>(block) * n_bytes,
+          n_bytes};
+}
+
+void KvMemory::discard(BlockId block) {
+  discard_pages(block_data(block));
 }
 
 }  // namespace modularbase

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+#include <span>
 #include <vector>
 
 #include "modularbase/core/types.h"
@@ -41,6 +43,8 @@ class KvMemory {
 
   /// Copies the first n_tokens of a block in every layer, mid rows included.
   void copy_tokens(BlockId from, BlockId to, std::int64_t n_tokens);
+  /// Keys and values of a block, without mid rows; CPU only.
+  std::span<std::byte> block_data(BlockId block) const;
   /// As TierMemory::discard.
   void discard(BlockId block);
 

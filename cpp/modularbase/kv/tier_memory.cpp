@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <utility>
 
 namespace modularbase {
@@ -47,16 +48,19 @@ kernels::KvTierLayer TierMemory::layer(int layer) const {
           geometry_.has_log_weights ? log_weight : nullptr, block_bytes_};
 }
 
-void TierMemory::discard(BlockId block) {
-  discard_pages(
-      static_cast<std::byte*>(pool_->data) + static_cast<std::size_t>(block) * block_bytes_,
-      block_bytes_);
+std::span<std::byte> TierMemory::block_data(BlockId block) const {
+  auto* first = static_cast<std::byte*>(pool_->data);
+  return {first + static_cast<std::size_t>(block) * block_bytes_, block_bytes_};
 }
 
-void discard_pages(std::byte* data, std::size_t n_bytes) {
+void TierMemory::discard(BlockId block) {
+  discard_pages(block_data(block));
+}
+
+void discard_pages(std::span<std::byte> bytes) {
   const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<std::uintptr_t>(data) + n_bytes) / page * page;
+  const auto begin = (reinterpret_cast<std::uintptr_t>(bytes.data()) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<std::uintptr_t>(bytes.data()) + bytes.size()) / page * page;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+#include <span>
 #include <vector>
 
 #include "modularbase/core/types.h"
@@ -30,6 +32,7 @@ class TierMemory {
 
   const TierGeometry& geometry() const { return geometry_; }
   kernels::KvTierLayer layer(int layer) const;
+  std::span<std::byte> block_data(BlockId block) const;
   /// Gives the memory of a block that nobody holds back to the system; it comes again when written.
   void discard(BlockId block);
 
@@ -43,6 +46,6 @@ class TierMemory {
 };
 
 /// Tells the system that whole pages within these bytes are not needed as they are.
-void discard_pages(std::byte* data, std::size_t n_bytes);
+void discard_pages(std::span<std::byte> bytes);
 
 }  // namespace modularbase
