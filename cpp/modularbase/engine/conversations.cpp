@@ -20,8 +20,7 @@ Conversations::Conversations(KvCache& cache, std::int64_t n_head, bool has_windo
     : cache_(cache), n_head_(n_head), has_windows_(has_windows) {}
 
 void Conversations::open(ConversationId id) {
-  Conversation& opened = all_[id];
-  if (has_windows_) opened.window = std::make_unique<SequenceWindow>(cache_, n_head_);
+  all_[id];
 }
 
 bool Conversations::close(ConversationId id) {
@@ -47,6 +46,7 @@ bool Conversations::take(Sequence& sequence) {
   if (kept->is_running) return false;
   kept->is_running = true;
   kept->last_use = ++clock_;
+  if (has_windows_ && !kept->window) kept->window = std::make_unique<SequenceWindow>(cache_, n_head_);
   sequence.window = kept->window.get();
   const std::int64_t n_most = std::ssize(sequence.tokens) - 1;  // there is a row to compute
   const std::int64_t n = std::min({n_common(kept->tokens, sequence.tokens), kept->kv.n_tokens, n_most});

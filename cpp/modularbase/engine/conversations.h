@@ -14,7 +14,7 @@ struct Conversation {
   std::vector<TokenId> tokens;  // kv.n_tokens of them are in the cache
   KvSequence kv;
   KvContext context;
-  std::unique_ptr<SequenceWindow> window;  // null: nothing of it becomes slots
+  std::unique_ptr<SequenceWindow> window;  // null: none has run, or nothing of it becomes slots
   bool is_running = false;                 // a request has its kv
   bool is_closed = false;                  // to be forgotten when that ends
   std::int64_t n_rebuilt = 0;              // tokens computed again, since what was kept did not suit

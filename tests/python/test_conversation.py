@@ -1,0 +1,211 @@
+"""Conversations: the same answers as without one, and what is kept of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modularbase import Engine, EngineOptions
+from modularbase.errors import CancelledError, ContextBudgetError, InvalidRequestError
+from modularbase.types import ContextOptions, KvKind, Message, Tier
+from tests.conftest import TinyModelFactory
+from tests.python.conftest import CHAT_TEMPLATE
+from tests.tools.gguf_edit import copy_gguf
+
+N_CTX = 4096
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
+CHATTER = "so many words about the weather and the garden and the long way home today "
+
+LoadEngine = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module")
+def wide_model(tiny_model: TinyModelFactory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny, with heads of 32 (blocks of 4 bits need that) and a chat template."""
+    path = tmp_path_factory.mktemp("wide_model") / "tiny-wide.gguf"
+    changes = {"tokenizer.chat_template": CHAT_TEMPLATE, "qwen3.context_length": N_CTX}
+    return copy_gguf(tiny_model("qwen3").path, path, changes=changes)
+
+
+@pytest.fixture
+def load(wide_model: Path) -> Iterator[LoadEngine]:
+    """Loads engines, closed at the end."""
+    engines: list[Engine] = []
+
+    def loaded(kv: KvKind = "f16", **options: Any) -> Engine:
+        options = {"pack_budget_bytes": 0, **options}
+        engine = Engine.load(
+            wide_model, dtype="keep", n_threads=1, kv=kv, options=EngineOptions(**options)
+        )
+        engines.append(engine)
+        return engine
+
+    yield loaded
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "tiered"])
+def test_turns_give_what_their_tokens_give(load: LoadEngine, kv: KvKind) -> None:
+    engine = load(kv)
+    with engine.conversation() as talk:
+        for turn in ("hello there", "and now?", "thank you"):
+            result = talk.chat(turn, **GREEDY)
+            prompt = talk.token_ids[: -len(result.token_ids)]
+            assert engine.generate(list(prompt), **GREEDY).token_ids == result.token_ids
+        assert [m["role"] for m in talk.messages] == ["user", "assistant"] * 3
+
+
+def test_a_turn_costs_what_is_new_in_it(load: LoadEngine) -> None:
+    engine = load(prefix_cache="off")
+    with engine.conversation() as talk:
+        talk.chat(CHATTER * 8, **GREEDY)
+        known = len(talk.token_ids)
+        result = talk.chat("more?", **GREEDY)
+        # The last token of an answer is not computed until something follows it.
+        assert result.usage.cached_tokens >= known - 1
+
+
+def test_context_is_counted(load: LoadEngine) -> None:
+    with load("tiered").conversation() as talk:
+        for _ in range(6):
+            report = talk.chat(CHATTER * 8, **GREEDY).context
+        assert report is not None
+        state_tokens = sum(report.tokens.values()) + report.window_tokens
+        assert len(talk.token_ids) - state_tokens in (0, 1)  # the last one is not computed yet
+        assert report.tokens[Tier.KEY] >= 16
+        assert report.tokens[Tier.IMPORTANT] > 0
+        assert report.n_bytes[Tier.IMPORTANT] < report.exact_bytes
+        assert sum(d.n_tokens for d in report.decisions) == len(talk.token_ids)
+
+
+def test_what_a_caller_calls_redundant_becomes_slots(load: LoadEngine) -> None:
+    with load("tiered").conversation() as talk:
+        message: Message = {"role": "user", "content": CHATTER * 16, "tier": "redundant"}
+        talk.chat(message, **GREEDY)
+        for _ in range(4):
+            report = talk.chat(CHATTER * 4, **GREEDY).context
+        assert report is not None
+        assert report.tokens[Tier.REDUNDANT] > 0
+        assert any(d.tier is Tier.REDUNDANT for d in report.decisions)
+
+
+def test_a_budget_below_the_floors_is_refused_before_the_turn(load: LoadEngine) -> None:
+    options = ContextOptions(budget_bytes=1000)
+    with load("tiered").conversation(context=options) as talk:
+        with pytest.raises(ContextBudgetError):
+            talk.chat([{"role": "system", "content": CHATTER * 4}, {"role": "user", "content": "hi"}])
+        assert talk.messages == ()
+
+
+def test_a_failed_turn_leaves_no_trace(load: LoadEngine) -> None:
+    engine = load("tiered")
+    with engine.conversation() as talk:
+        talk.chat("hello", **GREEDY)
+        before = (talk.messages, talk.token_ids)
+        with pytest.raises(InvalidRequestError):
+            talk.chat("again", temperature=-1.0)
+        for _ in talk.stream("again", **{**GREEDY, "max_tokens": 400}):
+            break
+        assert (talk.messages, talk.token_ids) == before
+        again = talk.chat("again", **GREEDY)
+        prompt = talk.token_ids[: -len(again.token_ids)]
+        assert engine.generate(list(prompt), **GREEDY).token_ids == again.token_ids
+
+
+def test_a_streamed_turn_is_a_turn(load: LoadEngine) -> None:
+    engine = load()
+    with engine.conversation() as talk, engine.conversation() as other:
+        text = "".join(talk.stream("hello", **GREEDY))
+        assert text == other.chat("hello", **GREEDY).text
+        assert talk.token_ids == other.token_ids
+
+
+def test_one_turn_at_a_time(load: LoadEngine) -> None:
+    with load().conversation() as talk:
+        stream = talk.stream("hello", **{**GREEDY, "max_tokens": 400})
+        next(stream)
+        with pytest.raises(InvalidRequestError, match="one turn"):
+            talk.chat("now", **GREEDY)
+        stream.close()
+        talk.chat("now", **GREEDY)
+
+
+def test_closed(load: LoadEngine) -> None:
+    engine = load("tiered")
+    talk = engine.conversation()
+    talk.chat("hello", **GREEDY)
+    talk.close()
+    talk.close()
+    with pytest.raises(CancelledError):
+        talk.chat("hello", **GREEDY)
+
+
+def test_conversations_give_way_and_come_back(load: LoadEngine) -> None:
+    """Memory for two of them: each turn computes again what another one has pushed out."""
+    n_bytes = 2 * 2 * 2 * 32 * 640 * 4  # of 640 tokens, roughly
+    engine = load("q4_0", kv_budget_bytes=n_bytes)
+    roomy = load("q4_0")
+    texts = [CHATTER * n for n in (14, 16, 18)]
+    talks = [engine.conversation() for _ in texts]
+    alone = [roomy.conversation() for _ in texts]
+    for _ in range(2):
+        for talk, other, text in zip(talks, alone, texts, strict=True):
+            found, wanted = talk.chat(text, **GREEDY), other.chat(text, **GREEDY)
+            assert len(found.token_ids) == len(wanted.token_ids)
+
+
+def test_requests_beside_a_compaction(load: LoadEngine) -> None:
+    """Others decode while a conversation is compacted; their tokens do not change."""
+    engine = load("tiered")
+    prompt = list(range(3, 40))
+    alone = engine.generate(prompt, **{**GREEDY, "max_tokens": 200}).token_ids
+    with engine.conversation() as talk:
+        runs = [engine.submit(prompt, **{**GREEDY, "max_tokens": 200}) for _ in range(3)]
+        for _ in range(4):
+            talk.chat(CHATTER * 8, **GREEDY)
+        for run in runs:
+            assert run.result().token_ids == alone
+
+
+def test_conversations_from_several_threads(load: LoadEngine) -> None:
+    engine = load("tiered")
+    answers: dict[int, list[list[int]]] = {}
+
+    def talk_about(n: int) -> None:
+        with engine.conversation() as talk:
+            answers[n] = [
+                talk.chat(CHATTER * (4 + n % 2), **GREEDY).token_ids for _ in range(4)
+            ]
+
+    threads = [threading.Thread(target=talk_about, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 4
+    assert answers[0][0] == answers[2][0]
+    assert answers[1][0] == answers[3][0]
+
+
+@pytest.mark.parametrize(("kv", "tolerance"), [("q8_0", 0.02), ("q4_0", 0.3)])
+def test_rounded_caches_are_near(load: LoadEngine, kv: KvKind, tolerance: float) -> None:
+    """Log-probabilities of a continuation behind a rounded context.
+
+    8 bits round a value to 1/256 of its block's largest, 4 bits to 1/16; the tiny model's logits
+    are of order 1, so the differences stay below these.
+    """
+    prompt = [int(t) for t in np.random.default_rng(3).integers(3, 250, 700)]
+    params = {**GREEDY, "logprobs": 0}
+
+    def logprobs(engine: Engine) -> list[float]:
+        found = engine.generate(prompt, **params).logprobs
+        assert found is not None
+        return [token.logprob for token in found[:1]]
+
+    np.testing.assert_allclose(logprobs(load(kv)), logprobs(load()), atol=tolerance)
