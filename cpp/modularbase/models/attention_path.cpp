@@ -27,6 +27,7 @@ kernels::AttentionOp FusedAttention::op(int layer) const {
   return {.batch = inputs.batch,
           .scratch = inputs.scratch,
           .kv = inputs.memory->layer(layer),
+          .layer = layer - static_cast<int>(inputs.memory->geometry().first_layer),
           .n_head = config_.n_head,
           .rope_dim = config_.rope_dim,
           .style = config_.rope_style,
