@@ -214,9 +214,17 @@ class Workload {
     ggml_tensor* v_pool =
         filled(type_, heads_.head_dim, kBlockTokens, heads_.n_head_kv, n_blocks(case_));
     node.args.batch = &batch_;
-    node.args.kv = {type_,           k_pool->data,
-                    v_pool->data,    heads_.n_head_kv,
-                    heads_.head_dim, heads_.n_head_kv * kBlockTokens * heads_.head_dim};
+    const auto format =
+        type_ == GGML_TYPE_F16 ? kernels::TileFormat::kF16 : kernels::TileFormat::kBF16;
+    node.args.kv = {.n_head_kv = heads_.n_head_kv, .head_dim = heads_.head_dim, .tiers = {}};
+    node.args.kv.tiers[kernels::kExactTier] = {
+        .k_format = format,
+        .v_format = format,
+        .k = static_cast<std::byte*>(k_pool->data),
+        .v = static_cast<std::byte*>(v_pool->data),
+        .log_weight = nullptr,
+        .block_stride = static_cast<std::size_t>(heads_.n_head_kv) *
+                        kernels::tile_bytes(format, heads_.head_dim)};
     node.args.n_head = heads_.n_head;
     node.args.qkv_stride = qkv_->ne[0] * qkv_->ne[1];
     node.args.qkv = static_cast<const float*>(qkv_->data);

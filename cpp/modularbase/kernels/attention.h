@@ -1,33 +1,64 @@
 #pragma once
 
-#include <ggml.h>
-
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+
+#include "modularbase/kernels/kv_tile.h"
 
 namespace modularbase::kernels {
 
-inline constexpr int kBlockTokens = 64;  // tokens in one KV block
+/// Which blocks a token's keys and values lie in, by how much of it is kept.
+enum KvTier : std::int32_t { kExactTier, kImportantTier, kRedundantTier };
+inline constexpr int kNKvTiers = 3;
 
-/// The keys and values of one layer. Blocks are block_stride elements apart; within one, element
-/// [head][token][dim]: each (block, head) is one contiguous [head_dim, kBlockTokens] tile, so that
-/// a block of another type can be a tile of other bytes.
+/// One tier's keys and values of one layer: the tile of (block, head) begins at
+/// k + block * block_stride + head * tile_bytes(k_format, head_dim), the same for v.
+struct KvTierLayer {
+  TileFormat k_format;
+  TileFormat v_format;
+  std::byte* k;  // null: this engine lacks the tier
+  std::byte* v;
+  std::byte* log_weight;  // redundant tier only: F32 [64] of (block, head) at block * block_stride
+                          // + head * 256; null elsewhere
+  std::size_t block_stride;  // bytes
+};
+
+/// The keys and values of one layer.
 struct KvLayer {
-  ggml_type type;  // F16 or BF16
-  void* k;
-  void* v;
   std::int64_t n_head_kv;
   std::int64_t head_dim;
-  std::int64_t block_stride;
+  KvTierLayer tiers[kNKvTiers];
+};
+
+/// One block of a sequence's compacted past; token or slot i of it is seen when bit i is set.
+struct KvSegment {
+  std::uint64_t visible;
+  std::int32_t tier;
+  std::int32_t block;
+};
+
+/// The last queries of a sequence, thinned out, by which its past is judged: row
+/// p / stride % n_rows is position p's, where stride divides p.
+struct QueryWindow {
+  std::uint16_t* queries;  // F16 [head_dim, n_head, n_rows, n_layer], rotated
+  float* log_mass;         // [n_head, n_rows, n_layer]: ln sum exp(score) over all that it saw
+  std::int32_t n_rows;
+  std::int32_t stride;
 };
 
 /// Consecutive rows of one sequence in the batch: rows [row0, row0 + n_rows) are its tokens at
-/// positions pos0, pos0 + 1, ... A row at position p sees the cache positions 0..p.
+/// positions pos0, pos0 + 1, ... A row at position p sees what its segments show and the cache
+/// positions first..p.
 struct AttentionSpan {
   std::int32_t row0;
   std::int32_t n_rows;
   std::int32_t pos0;
-  const std::int32_t* block_table;  // block of positions [64 i, 64 i + 64) at index i
+  const std::int32_t* block_table;      // exact block of positions [64 i, 64 i + 64) at index i
+  std::int32_t first = 0;               // positions before it are not in the table's blocks ...
+  const KvSegment* segments = nullptr;  // ... but in these
+  std::int32_t n_segments = 0;
+  const QueryWindow* window = nullptr;  // null: nobody wants the queries
 };
 
 /// The same for every layer of a step; filled by the runner before the graph runs.
@@ -53,6 +84,7 @@ struct RopeStoreArgs {
   const float* q_norm;  // [head_dim] or null (qwen3): RMSNorm of each head before the rotation
   const float* k_norm;  // [head_dim] or null
   float norm_eps;
+  int layer;   // among the layers of the query windows
   float* qkv;  // [(n_head + 2 n_head_kv) * head_dim, n_rows]; q is rotated in place, k and v go to
                // the cache
 };
@@ -65,6 +97,7 @@ class AttentionScratch;
 struct AttentionArgs {
   const AttentionBatch* batch;
   KvLayer kv;
+  int layer;  // among the layers of the query windows
   std::int64_t n_head;
   std::int64_t qkv_stride;       // floats from one row of qkv to the next
   const float* qkv;              // rotated q of each row comes first

@@ -119,6 +119,7 @@ template <class Cache, int G>
 void attend_heads(const AttentionArgs& args, const AttentionSpan& span, const AttentionItem& item,
                   int row, const float* q, const Gathered* gathered) {
   const KvLayer& kv = args.kv;
+  const KvTierLayer& tier = kv.tiers[kExactTier];
   const int position = span.pos0 + row;
   const int end = std::min((item.first + 1) * kPartTokens, position + 1);
   alignas(64) float scores[G][kBlockTokens];
@@ -126,12 +127,16 @@ void attend_heads(const AttentionArgs& args, const AttentionSpan& span, const At
     const std::int32_t block = span.block_table[first / kBlockTokens];
     const int n_visible = std::min(kBlockTokens, end - first);
     const int n_padded = (n_visible + 15) / 16 * 16;
-    const std::uint16_t* k = cache_tile(kv.k, kv, block, item.kv_head);
-    const std::uint16_t* v = cache_tile(kv.v, kv, block, item.kv_head);
+    const auto elements = [](const std::byte* tile) {
+      return reinterpret_cast<const std::uint16_t*>(tile);
+    };
+    const std::uint16_t* k = elements(key_tile(kv, tier, block, item.kv_head));
+    const std::uint16_t* v = elements(value_tile(kv, tier, block, item.kv_head));
     const bool is_last = first + kBlockTokens >= end;
     const std::uint16_t* next_k =
         is_last ? k
-                : cache_tile(kv.k, kv, span.block_table[first / kBlockTokens + 1], item.kv_head);
+                : elements(
+                      key_tile(kv, tier, span.block_table[first / kBlockTokens + 1], item.kv_head));
     block_scores<Cache, G>(q, kv.head_dim, k, n_padded, v, scores);
     for (int g = 0; g < G; ++g) {
       online_softmax(scores[g], n_visible, n_padded, kv.head_dim, gathered[g]);
@@ -218,7 +223,7 @@ void attend_part(const AttentionArgs& args, const AttentionItem& item) {
   float* partials = item.n_parts == 1 ? single.get() : args.scratch->partials(item);
   for (int row = 0; row < span.n_rows; ++row) {
     float* partial = partials + (item.n_parts == 1 ? 0 : item.first * part_stride) + row * stride;
-    if (args.kv.type == GGML_TYPE_BF16) {
+    if (args.kv.tiers[kExactTier].k_format == TileFormat::kBF16) {
       attend_row<BF16Cache>(args, span, item, row, partial);
     } else {
       attend_row<F16Cache>(args, span, item, row, partial);

@@ -87,8 +87,9 @@ class Tile {
     for (int first = 0; first < end; first += kBlockTokens) {
       const int n_tokens = std::min(kBlockTokens, end - first);
       const std::int32_t block = span_.block_table[first / kBlockTokens];
-      convert<Cache>(cache_tile(args_.kv.k, args_.kv, block, kv_head_), n_tokens, room_.keys);
-      convert<Cache>(cache_tile(args_.kv.v, args_.kv, block, kv_head_), n_tokens, room_.values);
+      const KvTierLayer& tier = args_.kv.tiers[kExactTier];
+      convert<Cache>(key_tile(args_.kv, tier, block, kv_head_), n_tokens, room_.keys);
+      convert<Cache>(value_tile(args_.kv, tier, block, kv_head_), n_tokens, room_.values);
       for (std::int64_t strip = 0; strip < n_queries_; strip += kStrip) attend_strip(strip, first);
     }
     store_outputs();
@@ -121,7 +122,8 @@ class Tile {
 
   // Tokens past the end become zeros: whatever lies in the cache there must not meet a weight.
   template <class Cache>
-  void convert(const std::uint16_t* from, int n_tokens, std::vector<float>& to) {
+  void convert(const std::byte* tile, int n_tokens, std::vector<float>& to) {
+    const auto* from = reinterpret_cast<const std::uint16_t*>(tile);
     for (std::int64_t i = 0; i < n_tokens * head_dim_; i += simd::kLanes) {
       simd::store(to.data() + i, Cache::load(from + i));
     }
@@ -213,7 +215,7 @@ class Tile {
 void attend_tile(const AttentionArgs& args, const AttentionItem& item) {
   thread_local TileRoom room;
   Tile tile(args, item, room);
-  if (args.kv.type == GGML_TYPE_BF16) {
+  if (args.kv.tiers[kExactTier].k_format == TileFormat::kBF16) {
     tile.attend<BF16Cache>();
   } else {
     tile.attend<F16Cache>();

@@ -64,6 +64,7 @@ class RopeStoreNode final : public CustomNode {
                 .q_norm = floats(op_.q_norm),
                 .k_norm = floats(op_.k_norm),
                 .norm_eps = op_.norm_eps,
+                .layer = op_.layer,
                 .qkv = static_cast<float*>(dst->data)},
                ith, nth);
   }
@@ -80,6 +81,7 @@ class AttentionNode final : public CountedNode {
     const ggml_tensor* qkv = dst->src[0];
     attention({.batch = op_.batch,
                .kv = op_.kv,
+               .layer = op_.layer,
                .n_head = op_.n_head,
                .qkv_stride = qkv->ne[0],
                .qkv = floats(qkv),

@@ -25,6 +25,7 @@ struct AttentionOp {
   const AttentionBatch* batch;  // outlives the graph; filled before each step
   AttentionScratch* scratch;    // outlives the graph
   KvLayer kv;
+  int layer;  // among the layers of the query windows
   std::int64_t n_head;
   std::int64_t rope_dim;
   RopeStyle style;

@@ -1,5 +1,3 @@
-#include <ggml-cpu.h>
-
 #include <cmath>
 
 #include "modularbase/kernels/attention.h"
@@ -29,14 +27,6 @@ void rotate(float* x, const float* cos, const float* sin, std::int64_t rope_dim,
   }
 }
 
-void store_cache(ggml_type type, const float* from, std::uint16_t* to, std::int64_t n) {
-  if (type == GGML_TYPE_BF16) {
-    ggml_cpu_fp32_to_bf16(from, reinterpret_cast<ggml_bf16_t*>(to), n);
-  } else {
-    ggml_cpu_fp32_to_fp16(from, reinterpret_cast<ggml_fp16_t*>(to), n);
-  }
-}
-
 void rope_store_row(const RopeStoreArgs& args, const AttentionSpan& span, int row_in_span) {
   const KvLayer& kv = args.kv;
   const std::int64_t head_dim = kv.head_dim;
@@ -52,15 +42,15 @@ void rope_store_row(const RopeStoreArgs& args, const AttentionSpan& span, int ro
     rotate(q + head * head_dim, cos, sin, args.rope_dim, args.style);
   }
   const std::int32_t block = span.block_table[position / kBlockTokens];
-  const std::int64_t offset = position % kBlockTokens * head_dim;
+  const int token = position % kBlockTokens;
+  const KvTierLayer& tier = kv.tiers[kExactTier];
   for (std::int64_t head = 0; head < kv.n_head_kv; ++head) {
     float* key = k + head * head_dim;
     if (args.k_norm) normalise(key, args.k_norm, head_dim, args.norm_eps);
     rotate(key, cos, sin, args.rope_dim, args.style);
-    auto* key_tile = const_cast<std::uint16_t*>(cache_tile(kv.k, kv, block, head));
-    auto* value_tile = const_cast<std::uint16_t*>(cache_tile(kv.v, kv, block, head));
-    store_cache(kv.type, key, key_tile + offset, head_dim);
-    store_cache(kv.type, v + head * head_dim, value_tile + offset, head_dim);
+    write_row(tier.k_format, key, head_dim, token, key_tile(kv, tier, block, head));
+    write_row(tier.v_format, v + head * head_dim, head_dim, token,
+              value_tile(kv, tier, block, head));
   }
 }
 

@@ -3,6 +3,20 @@
 #include "modularbase/kv/tier_memory.h"
 
 namespace modularbase {
+namespace {
+
+kernels::TileFormat tile_format(ggml_type type) {
+  switch (type) {
+    case GGML_TYPE_BF16:
+      return kernels::TileFormat::kBF16;
+    case GGML_TYPE_Q8_0:
+      return kernels::TileFormat::kQ8_0;
+    default:
+      return kernels::TileFormat::kF16;
+  }
+}
+
+}  // namespace
 
 std::size_t KvGeometry::block_bytes() const {
   return static_cast<std::size_t>(block_rows()) * ggml_row_size(type, head_dim) +
@@ -36,8 +50,18 @@ KvMemory::KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Back
 }
 
 kernels::KvLayer KvMemory::layer(int layer) const {
-  return {geometry_.type,      k(layer)->data,     v(layer)->data,
-          geometry_.n_head_kv, geometry_.head_dim, geometry_.block_rows() * geometry_.head_dim};
+  const kernels::TileFormat format = tile_format(geometry_.type);
+  const std::size_t block_bytes =
+      static_cast<std::size_t>(geometry_.block_rows()) * ggml_row_size(pool_->type, pool_->ne[0]);
+  kernels::KvLayer result{
+      .n_head_kv = geometry_.n_head_kv, .head_dim = geometry_.head_dim, .tiers = {}};
+  result.tiers[kernels::kExactTier] = {.k_format = format,
+                                       .v_format = format,
+                                       .k = static_cast<std::byte*>(k(layer)->data),
+                                       .v = static_cast<std::byte*>(v(layer)->data),
+                                       .log_weight = nullptr,
+                                       .block_stride = block_bytes};
+  return result;
 }
 
 void KvMemory::copy_rows(Tensor rows, std::int64_t from, std::int64_t to, std::int64_t n) {

@@ -16,7 +16,7 @@ struct KvGeometry {
   std::int64_t n_layer = 0;
   std::int64_t n_head_kv = 0;
   std::int64_t head_dim = 0;
-  ggml_type type = GGML_TYPE_F16;  // F16 or BF16
+  ggml_type type = GGML_TYPE_F16;  // F16, BF16 or Q8_0
   std::int64_t first_layer = 0;
   std::int64_t mid_width = 0;
 

@@ -1,6 +1,7 @@
 #include "modularbase/kernels/attention.h"
 
 #include <doctest/doctest.h>
+#include <ggml.h>
 
 #include <algorithm>
 #include <cmath>
@@ -8,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpp/kernels/exact_layer.h"
 #include "modularbase/kernels/attention_scratch.h"
 
 using namespace modularbase::kernels;
@@ -82,22 +84,27 @@ struct Case {
     return type == GGML_TYPE_F16 ? ggml_fp16_to_fp32(bits) : ggml_bf16_to_fp32(ggml_bf16_t{bits});
   }
 
+  KvLayer layer() {
+    const TileFormat format = type == GGML_TYPE_F16 ? TileFormat::kF16 : TileFormat::kBF16;
+    return exact_layer(format, k.data(), v.data(), n_head_kv, head_dim);
+  }
+
   std::vector<float> run(int nth) {
     AttentionBatch batch{spans.data(), static_cast<int>(spans.size()), n_rows, nullptr, nullptr};
     AttentionScratch scratch;
     scratch.plan(batch, n_head, n_head_kv, head_dim);
     std::atomic<int> next{0};
     std::vector<float> out(static_cast<std::size_t>(n_rows * n_head * head_dim), NAN);
-    const AttentionArgs args{
-        .batch = &batch,
-        .kv = {type, k.data(), v.data(), n_head_kv, head_dim, n_head_kv * kBlockTokens * head_dim},
-        .n_head = n_head,
-        .qkv_stride = stride(),
-        .qkv = qkv.data(),
-        .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
-        .out = out.data(),
-        .next_chunk = &next,
-        .scratch = &scratch};
+    const AttentionArgs args{.batch = &batch,
+                             .kv = layer(),
+                             .layer = 0,
+                             .n_head = n_head,
+                             .qkv_stride = stride(),
+                             .qkv = qkv.data(),
+                             .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
+                             .out = out.data(),
+                             .next_chunk = &next,
+                             .scratch = &scratch};
     std::vector<std::jthread> threads;
     for (int i = 1; i < nth; ++i)
       threads.emplace_back([&args, i, nth] { attention(args, i, nth); });
@@ -209,10 +216,10 @@ TEST_CASE("rope_store rotates, normalises and writes what ggml's definition says
       }
     }
     AttentionBatch batch{c.spans.data(), 1, 2, cos.data(), sin.data()};
-    const KvLayer kv{c.type, c.k.data(), c.v.data(), 1, kHeadDim, kBlockTokens * kHeadDim};
+    const KvLayer kv = c.layer();
     for (int ith = 0; ith < 3; ++ith) {
-      rope_store({&batch, kv, 2, kRopeDim, style, norm.data(), nullptr, 1e-6f, c.qkv.data()}, ith,
-                 3);
+      rope_store({&batch, kv, 2, kRopeDim, style, norm.data(), nullptr, 1e-6f, 0, c.qkv.data()},
+                 ith, 3);
     }
     for (int row = 0; row < 2; ++row) {
       for (int head = 0; head < 3; ++head) {  // two of q, one of k

@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "cpp/kernels/exact_layer.h"
 #include "modularbase/core/errors.h"
 #include "modularbase/kernels/attention_scratch.h"
 
@@ -142,10 +143,11 @@ TEST_CASE("wrong shapes are errors that name the tensor") {
                        "weight-0: expected shape [40, *], found [41, 8]", Error);
   Tensor good = test.weight(40, 8);
   CHECK_THROWS_AS(linear_node(test.g, {{good}, {nullptr}, Epilogue::kAddResidual}, x, x), Error);
-  const KvLayer kv{GGML_TYPE_F16, nullptr, nullptr, 1, 16, kBlockTokens * 16};
+  const KvLayer kv = exact_layer(TileFormat::kF16, nullptr, nullptr, 1, 16);
   const AttentionOp op{.batch = nullptr,
                        .scratch = nullptr,
                        .kv = kv,
+                       .layer = 0,
                        .n_head = 2,
                        .rope_dim = 16,
                        .style = RopeStyle::kNormal,
@@ -161,7 +163,7 @@ TEST_CASE("a row stored by one node is attended to by the next") {
   constexpr std::int64_t kHeadDim = 16, kRows = 5;
   NodeTest test;
   std::vector<std::uint16_t> keys(kBlockTokens * kHeadDim), values(keys.size());
-  const KvLayer kv{GGML_TYPE_F16, keys.data(), values.data(), 1, kHeadDim, kBlockTokens * kHeadDim};
+  const KvLayer kv = exact_layer(TileFormat::kF16, keys.data(), values.data(), 1, kHeadDim);
   const std::int32_t block = 0;
   const AttentionSpan span{0, kRows, 0, &block};
   // No rotation: angles of zero.
@@ -172,6 +174,7 @@ TEST_CASE("a row stored by one node is attended to by the next") {
   const AttentionOp op{.batch = &batch,
                        .scratch = &scratch,
                        .kv = kv,
+                       .layer = 0,
                        .n_head = 2,
                        .rope_dim = kHeadDim,
                        .style = RopeStyle::kNeox,

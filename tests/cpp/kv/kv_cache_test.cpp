@@ -26,9 +26,9 @@ struct TestCache {
   /// The value that stands for the KV of a position.
   std::uint16_t& at(const KvSequence& sequence, std::int64_t position) {
     const std::int64_t block = sequence.lower[static_cast<std::size_t>(position / kBlockTokens)];
-    const kernels::KvLayer layer = cache.lower().memory().layer(0);
-    auto* tile = static_cast<std::uint16_t*>(layer.k) + block * layer.block_stride;
-    return tile[position % kBlockTokens * kGeometry.head_dim];
+    const kernels::KvTierLayer tier = cache.lower().memory().layer(0).tiers[kernels::kExactTier];
+    std::byte* tile = tier.k + static_cast<std::size_t>(block) * tier.block_stride;
+    return reinterpret_cast<std::uint16_t*>(tile)[position % kBlockTokens * kGeometry.head_dim];
   }
   /// Computes the KV of [n_tokens, n): here, each position's token id.
   void compute(KvSequence& sequence, const Ids& ids, std::int64_t n) {

@@ -97,8 +97,9 @@ class TestCache {
   static std::uint16_t& in(const kernels::KvLayer& layer, const BlockTable& table,
                            std::int64_t position) {
     const std::int64_t block = table[static_cast<std::size_t>(position / kBlockTokens)];
-    auto* tile = static_cast<std::uint16_t*>(layer.v) + block * layer.block_stride;
-    return tile[position % kBlockTokens * kAll.head_dim];
+    const kernels::KvTierLayer& tier = layer.tiers[kernels::kExactTier];
+    std::byte* tile = tier.v + static_cast<std::size_t>(block) * tier.block_stride;
+    return reinterpret_cast<std::uint16_t*>(tile)[position % kBlockTokens * kAll.head_dim];
   }
   std::uint16_t& lower(const KvSequence& kv, std::int64_t position) {
     return in(cache.lower().memory().layer(kSplit), kv.lower, position);

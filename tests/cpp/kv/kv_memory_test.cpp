@@ -30,14 +30,17 @@ TEST_CASE("a (block, head) tile lies where the kernels look for it") {
   constexpr std::int64_t kTiles = 3 * kBlockTokens * 16;  // elements of the keys of a layer
   for (int layer = 0; layer < 2; ++layer) {
     const kernels::KvLayer view = memory.layer(layer);
-    CHECK(view.k == pool + 2 * layer * kTiles);
-    CHECK(view.v == pool + (2 * layer + 1) * kTiles);
-    CHECK(view.k == memory.k(layer)->data);
-    CHECK(view.v == memory.v(layer)->data);
-    CHECK(view.type == GGML_TYPE_F16);
+    const kernels::KvTierLayer& exact = view.tiers[kernels::kExactTier];
+    CHECK(reinterpret_cast<std::uint16_t*>(exact.k) == pool + 2 * layer * kTiles);
+    CHECK(reinterpret_cast<std::uint16_t*>(exact.v) == pool + (2 * layer + 1) * kTiles);
+    CHECK(static_cast<void*>(exact.k) == memory.k(layer)->data);
+    CHECK(static_cast<void*>(exact.v) == memory.v(layer)->data);
+    CHECK(exact.k_format == kernels::TileFormat::kF16);
+    CHECK(exact.v_format == kernels::TileFormat::kF16);
+    CHECK(exact.block_stride == kGeometry.block_bytes());
+    CHECK(view.tiers[kernels::kImportantTier].k == nullptr);
     CHECK(view.n_head_kv == 3);
     CHECK(view.head_dim == 16);
-    CHECK(view.block_stride == 4 * kTiles);
   }
 }
 
@@ -69,7 +72,7 @@ TEST_CASE("a group keeps the model's layer numbers, and its mid rows are copied 
   CHECK_FALSE(geometry.holds(7));
   Backend backend("cpu", 1);
   KvMemory memory(geometry, kBlocks, backend);
-  CHECK(memory.layer(6).k == memory.k(6)->data);
+  CHECK(static_cast<void*>(memory.layer(6).tiers[kernels::kExactTier].k) == memory.k(6)->data);
   CHECK(static_cast<std::uint16_t*>(memory.k(6)->data) >
         static_cast<std::uint16_t*>(memory.v(5)->data));
   CHECK_THROWS(memory.k(7));

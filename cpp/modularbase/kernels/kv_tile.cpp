@@ -1,0 +1,60 @@
+#include "modularbase/kernels/kv_tile.h"
+
+#include <ggml-cpu.h>
+#include <ggml.h>
+
+#include "modularbase/kernels/kv_tile_q4.h"
+
+namespace modularbase::kernels {
+namespace {
+
+bool is_q4(TileFormat format) {
+  return format == TileFormat::kQ4Keys || format == TileFormat::kQ4Values;
+}
+
+ggml_type row_type(TileFormat format) {
+  switch (format) {
+    case TileFormat::kBF16:
+      return GGML_TYPE_BF16;
+    case TileFormat::kQ8_0:
+      return GGML_TYPE_Q8_0;
+    default:
+      return GGML_TYPE_F16;
+  }
+}
+
+}  // namespace
+
+bool tile_supported(TileFormat format, std::int64_t head_dim) {
+  const bool is_float = format == TileFormat::kF16 || format == TileFormat::kBF16;
+  return head_dim > 0 && (is_float || head_dim % kQ4Group == 0);
+}
+
+std::size_t tile_bytes(TileFormat format, std::int64_t head_dim) {
+  if (is_q4(format)) return q4_tile_bytes(head_dim);
+  return kBlockTokens * ggml_row_size(row_type(format), head_dim);
+}
+
+void read_tile(TileFormat format, const std::byte* tile, std::int64_t head_dim, float* rows) {
+  if (format == TileFormat::kQ4Keys) return read_q4_keys(tile, head_dim, rows);
+  if (format == TileFormat::kQ4Values) return read_q4_values(tile, head_dim, rows);
+  ggml_get_type_traits(row_type(format))->to_float(tile, rows, kBlockTokens * head_dim);
+}
+
+void write_tile(TileFormat format, const float* rows, std::int64_t head_dim, std::byte* tile) {
+  if (format == TileFormat::kQ4Keys) return write_q4_keys(rows, head_dim, tile);
+  if (format == TileFormat::kQ4Values) return write_q4_values(rows, head_dim, tile);
+  for (int token = 0; token < kBlockTokens; ++token) {
+    write_row(format, rows + token * head_dim, head_dim, token, tile);
+  }
+}
+
+void write_row(TileFormat format, const float* row, std::int64_t head_dim, int token,
+               std::byte* tile) {
+  const ggml_type type = row_type(format);
+  const std::size_t row_bytes = ggml_row_size(type, head_dim);
+  ggml_get_type_traits_cpu(type)->from_float(
+      row, tile + static_cast<std::size_t>(token) * row_bytes, head_dim);
+}
+
+}  // namespace modularbase::kernels

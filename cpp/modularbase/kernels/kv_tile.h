@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace modularbase::kernels {
+
+inline constexpr int kBlockTokens = 64;  // tokens in one KV block
+
+/// How the keys or the values of one (block, head) are kept: a tile of bytes for kBlockTokens rows
+/// of head_dim numbers.
+///
+/// kF16, kBF16: [token][head_dim].
+/// kQ8_0: ggml's block_q8_0 rows, [token][head_dim / 32].
+/// kQ4Keys: H (k - mean) in signed nibbles. mean F16 [head_dim] is the block's own; scales F16
+///   [head_dim / 32][token]; nibbles as quad_offset() says, 16 tokens by 4 dims a register.
+/// kQ4Values: v - mean in signed nibbles. mean F16 [head_dim]; scales F16 [2][head_dim], one for
+///   each half of the tokens; nibbles 16 dims by 4 tokens a register.
+///
+/// H is the Hadamard matrix over sqrt(n), n the largest power of two that divides head_dim, at most
+/// 128: it spreads the few large dims of a key over all of them (QuaRot, arXiv:2404.00456).
+enum class TileFormat : std::uint8_t { kF16, kBF16, kQ8_0, kQ4Keys, kQ4Values };
+
+/// Whether rows of head_dim numbers fit the format: whole groups of 32 for the quantised ones.
+bool tile_supported(TileFormat format, std::int64_t head_dim);
+std::size_t tile_bytes(TileFormat format, std::int64_t head_dim);
+
+/// rows [head_dim, kBlockTokens]: what the tile stands for, neither rotated nor centred.
+void read_tile(TileFormat format, const std::byte* tile, std::int64_t head_dim, float* rows);
+/// The same, written: all kBlockTokens rows.
+void write_tile(TileFormat format, const float* rows, std::int64_t head_dim, std::byte* tile);
+/// One token's row [head_dim]; not for the formats that share numbers between tokens (kQ4Keys,
+/// kQ4Values).
+void write_row(TileFormat format, const float* row, std::int64_t head_dim, int token,
+               std::byte* tile);
+
+}  // namespace modularbase::kernels
