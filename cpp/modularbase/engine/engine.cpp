@@ -349,10 +349,10 @@ void Engine::check(const RequestSpec& spec) const {
 void Engine::check_memory(const RequestSpec& spec, std::int64_t n_total) const {
   const bool grows = spec.kind == RequestKind::kGenerate;
   const std::int64_t n_room = grows ? info_.n_kv_tokens : info_.n_kv_blocks * kBlock;
-  if (n_total + 1 > n_room) {
-    const auto n_bytes = static_cast<double>(info_.kv_bytes);
-    const double needed = n_bytes * static_cast<double>(n_total + 1) / static_cast<double>(n_room);
-    throw KvCacheFullError(static_cast<std::int64_t>(needed), static_cast<std::int64_t>(n_bytes));
+  const std::int64_t n_blocks = (n_total + 1 + kBlock - 1) / kBlock;
+  if (n_blocks * kBlock > n_room) {
+    const auto n_bytes = static_cast<std::int64_t>(info_.kv_bytes);
+    throw KvCacheFullError(n_bytes / (n_room / kBlock) * n_blocks, n_bytes);
   }
 }
 

@@ -223,16 +223,15 @@ TEST_CASE("a span is fitted to queries, and refused without them or beyond the e
   plan.spans = {{20, 80, 8}};
   std::fill_n(plan.tiers.begin() + 20, 80, Tier::kRedundant);
 
-  Compaction blind(test.cache, test.sequence, plan, {}, kHeads);
-  finish(blind);
-  REQUIRE(blind.refused().size() == 1);
-  CHECK(std::isinf(blind.refused()[0].error));
-
+  const auto error_of = [&](const FitQueries& given) {
+    Compaction compaction(test.cache, test.sequence, plan, given, kHeads);
+    finish(compaction);
+    REQUIRE(compaction.refused().size() == 1);
+    return compaction.refused()[0].error;
+  };
+  CHECK(std::isinf(error_of({})));
   plan.max_error = 1e-6f;
-  Compaction strict(test.cache, test.sequence, plan, queries, kHeads);
-  finish(strict);
-  REQUIRE(strict.refused().size() == 1);
-  CHECK(strict.refused()[0].error > 1e-6f);
+  CHECK(error_of(queries) > plan.max_error);
 
   plan.max_error = 10.0f;
   compact(test, plan, queries);
