@@ -109,7 +109,7 @@ class ContextOptions:
         budget_bytes: Memory for its keys and values; 0 is none: nothing is demoted to a summary but
             what the caller says is redundant.
         window_tokens: The last tokens, which are kept exactly whatever their tier.
-        slots_ratio: Tokens that one slot of a summary stands for.
+        slots_ratio: Tokens that one slot of a summary stands for, about.
         demote_below: A span may be summarised when its score is below; 0 is the mean of the spans
             that may be.
         demote_after_checks: How often in a row it must be.

@@ -68,7 +68,7 @@ class Account:
 
     def n_slots(self, span: Span) -> int:
         """The slots of a span's summary."""
-        return math.ceil(span.n_tokens / self._ratio)
+        return max(1, round(span.n_tokens / self._ratio))
 
     def exact_bytes(self, n_tokens: int) -> int:
         """Bytes of tokens that are kept exactly."""
@@ -168,4 +168,4 @@ def _may_be_summarised(graded: GradedSpan, account: Account) -> bool:
 def _cause(graded: GradedSpan) -> str:
     if graded.is_summarised:
         return "summaries"
-    return graded.floor.cause if graded.floor else "text that no summary makes smaller"
+    return graded.floor.cause if graded.floor else "other text"

@@ -9,18 +9,20 @@ from itertools import groupby
 from typing import Literal, TypeAlias
 
 from modularbase.context.signals import TOLD, WEAK, Signal, find_signals
-from modularbase.context.spans import SINK_TOKENS, Span
+from modularbase.context.spans import Span
 from modularbase.types import Tier
 
 Cause: TypeAlias = Literal[
     "system prompt", "template", "rules", "content", "tool results", "the caller's tiers"
 ]
 
-KEY_TOKENS = (
-    96  # a rule is kept exactly if it is at most this long, and this much behind "remember"
-)
-KEY_RESULT_TOKENS = 64  # a tool's result, likewise
-KEY_VALUES_TOKENS = 256  # ... and if it is plain values
+# The first tokens take up attention that has no other place (arXiv:2309.17453).
+SINK_TOKENS = 16
+# Of a rule that is kept exactly, and of what an announcement keeps so.
+KEY_TOKENS = 96
+# Of a tool's result that is kept exactly, and of one that is plain values.
+KEY_RESULT_TOKENS = 64
+KEY_VALUES_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,10 @@ def _by_place(span: Span) -> Floor | None:
         return Floor(span.tier, "set by the caller", "the caller's tiers", is_fixed=True)
     if span.kind == "control":
         return Floor(Tier.KEY, "written by the chat template", "template")
-    if span.start < SINK_TOKENS:
-        return Floor(Tier.KEY, f"among the first {SINK_TOKENS} tokens", "system prompt")
     if span.role in ("system", "developer"):
         return Floor(Tier.KEY, f"{span.role} message", "system prompt")
+    if span.start < SINK_TOKENS:
+        return Floor(Tier.KEY, f"begins in the first {SINK_TOKENS} tokens", "system prompt")
     return None
 
 

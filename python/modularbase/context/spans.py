@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from modularbase.context.chat import Section
-from modularbase.context.text_units import split_units
+from modularbase.context.text_units import TextUnit, split_units
 from modularbase.types import Tier
 
 SpanKind: TypeAlias = Literal["control", "prose", "code", "list item"]
-
-# The first tokens take up attention that has no other place (arXiv:2309.17453).
-SINK_TOKENS = 16
+Piece: TypeAlias = tuple[int, int, SpanKind]  # the tokens [begin, end) of a section
 
 _MIN_TOKENS = 16  # a shorter piece joins its neighbour, as far as
 _MERGED_TOKENS = 64  # they stay short together: a rule must not drown in what surrounds it
@@ -63,41 +61,51 @@ def _spans(section: Section) -> list[Span]:
     n_tokens = len(section.token_ids)
     if section.is_control:
         return [_span(section, 0, n_tokens, "control")]
-    pieces: list[tuple[int, int, SpanKind]] = []
-    for unit in split_units(section.text):
-        begin = bisect_left(section.token_starts, unit.begin)
-        end = bisect_left(section.token_starts, unit.end)
-        if begin < end:
-            _put(pieces, begin, end, unit.kind)
-    # Tokens at the end that stand for no character of their own.
-    covered = pieces[-1][1] if pieces else 0
-    if covered < n_tokens:
-        begin, _, kind = pieces.pop() if pieces else (0, 0, "prose")
-        pieces.append((begin, n_tokens, kind))
-    sink_end = SINK_TOKENS - section.start
+    # First with what follows, so that a rule takes along as little as possible; then what is left.
+    pieces = _joined(_joined(_pieces(section), _is_short), _ends_short)
     return [
         _span(section, begin, end, kind, is_part=piece_end - piece_begin > _MAX_TOKENS)
         for piece_begin, piece_end, kind in pieces
-        for begin, end in _cut(section, piece_begin, piece_end, sink_end)
+        for begin, end in _cut(section, piece_begin, piece_end)
     ]
 
 
-def _put(pieces: list[tuple[int, int, SpanKind]], begin: int, end: int, kind: SpanKind) -> None:
-    """Adds a piece, or joins it with the last one where either is too short."""
-    if pieces:
-        last_begin, last_end, last_kind = pieces[-1]
-        is_short = min(last_end - last_begin, end - begin) < _MIN_TOKENS
-        if kind == last_kind and is_short and end - last_begin <= _MERGED_TOKENS:
-            pieces[-1] = (last_begin, end, kind)
-            return
-    pieces.append((begin, end, kind))
+def _pieces(section: Section) -> Iterator[Piece]:
+    """The units of a section's text, in tokens."""
+    n_tokens = len(section.token_ids)
+    units = list(split_units(section.text)) or [TextUnit(0, 0, "prose")]
+    for unit in units:
+        begin = bisect_left(section.token_starts, unit.begin)
+        end = bisect_left(section.token_starts, unit.end)
+        if unit is units[-1]:
+            end = n_tokens  # some may stand for no character of their own
+        if begin < end:
+            yield begin, end, unit.kind
 
 
-def _cut(section: Section, begin: int, end: int, sink_end: int) -> Iterable[tuple[int, int]]:
-    """Cuts a piece that is too long, and behind the sequence's first tokens."""
-    if begin < sink_end < end:
-        yield begin, sink_end
-        begin = sink_end
+def _is_short(piece: Piece, _: Piece) -> bool:
+    return piece[1] - piece[0] < _MIN_TOKENS
+
+
+def _ends_short(_: Piece, next_piece: Piece) -> bool:
+    return _is_short(next_piece, next_piece)
+
+
+def _joined(pieces: Iterable[Piece], belong: Callable[[Piece, Piece], bool]) -> list[Piece]:
+    """Joins pieces of a kind with their neighbours where they belong together."""
+    found: list[Piece] = []
+    for piece in pieces:
+        last = found[-1] if found else piece
+        fits = last[2] == piece[2] and piece[1] - last[0] <= _MERGED_TOKENS
+        if found and fits and belong(last, piece):
+            found[-1] = (last[0], *piece[1:])
+        else:
+            found.append(piece)
+    return found
+
+
+def _cut(section: Section, begin: int, end: int) -> Iterable[tuple[int, int]]:
+    """Cuts a piece that is too long."""
     while end - begin > _MAX_TOKENS:
         cut = _good_cut(section, begin, begin + _MAX_TOKENS)
         yield begin, cut

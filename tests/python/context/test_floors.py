@@ -42,7 +42,7 @@ def floors_of(chat_of: ChatOf, *messages: Message) -> list[Floor | None]:
 
 
 def tiers_of(chat_of: ChatOf, *messages: Message) -> list[Tier | None]:
-    return [floor and floor.tier for floor in floors_of(chat_of, *messages)]
+    return [floor.tier if floor else None for floor in floors_of(chat_of, *messages)]
 
 
 def parts_of(
@@ -74,7 +74,7 @@ def test_no_labelled_span_is_below_its_floor(
         is_long = len(tokenizer.encode_plain(label.text)) > 64
         least = Tier.IMPORTANT if is_long else Tier(label.tier)
         for span, floor in parts_of(label, rows):
-            assert RANKS[floor and floor.tier] >= RANKS[least], (label, span, floor)
+            assert RANKS[floor.tier if floor else None] >= RANKS[least], (label, span, floor)
 
 
 def test_most_chitchat_has_no_floor(tokenizer: Tokenizer) -> None:
@@ -151,14 +151,17 @@ def test_a_long_rule_is_important(chat_of: ChatOf) -> None:
 
 def test_what_is_announced_is_kept_too(chat_of: ChatOf) -> None:
     text = "Remember this please, it is a story of mine." + f" {CHITCHAT}" * 20
-    tiers = tiers_of(chat_of, {"role": "user", "content": text})
-    n_key = tiers.count(Tier.KEY)
-    assert 2 <= n_key <= 4  # itself, and what lies in the 96 tokens behind it
-    assert tiers == [Tier.KEY] * n_key + [Tier.IMPORTANT] * (len(tiers) - n_key)
+    rows = graded(chat_of([FIRST, {"role": "user", "content": text}]))
+    first, *rest = [row for row in rows if row[0].message_index == 1 and row[0].kind == "prose"]
+    assert first[1] is not None and first[1].tier == Tier.KEY
+    n_tokens = 0
+    for span, floor in rest:
+        n_tokens += span.n_tokens
+        assert floor is not None and floor.reason == "announced by 'Remember'"
+        assert floor.tier == (Tier.KEY if n_tokens <= 96 else Tier.IMPORTANT)
+    assert n_tokens > 96
     after = {"role": "user", "content": CHITCHAT}
     assert tiers_of(chat_of, {"role": "user", "content": text}, after) == [None]
-    found = floors_of(chat_of, {"role": "user", "content": text})[1]
-    assert found is not None and found.reason == "announced by 'Remember'"
 
 
 @pytest.mark.parametrize("tier", list(Tier))
@@ -180,7 +183,7 @@ def test_the_callers_tier_wins(tier: Tier, chat_of: ChatOf) -> None:
 
 def test_first_tokens_and_frame_are_key(chat_of: ChatOf) -> None:
     plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    rows = graded(chat_of([{"role": "user", "content": CHITCHAT * 3}], plain))
+    rows = graded(chat_of([{"role": "user", "content": f"{CHITCHAT} " * 3}], plain))
     assert [floor and floor.tier for _, floor in rows][:2] == [Tier.KEY, None]
     assert {f and f.tier for s, f in graded(chat_of([FIRST])) if s.kind == "control"} == {Tier.KEY}
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.chat import Chat
-from modularbase.context.spans import SINK_TOKENS, Span, cut_spans
+from modularbase.context.spans import Span, cut_spans
 from modularbase.context.text_units import split_units
 from modularbase.types import Message
 from tests.python.context.conftest import CHATML, ChatOf
@@ -81,7 +81,7 @@ def test_short_pieces_join(seed: int, tokenizer: Tokenizer) -> None:
     spans = spans_of(chat)
     for one, next_one in pairwise(spans):
         is_neighbour = one.message_index == next_one.message_index and one.kind == next_one.kind
-        if is_neighbour and one.end != SINK_TOKENS and min(one.n_tokens, next_one.n_tokens) < 16:
+        if is_neighbour and min(one.n_tokens, next_one.n_tokens) < 16:
             assert one.n_tokens + next_one.n_tokens > 64
 
 
@@ -131,11 +131,3 @@ def test_code_is_a_span_of_its_own(chat_of: ChatOf) -> None:
         ("code", code + "\n"),
         ("prose", "Is it right?"),
     ]
-
-
-def test_the_first_tokens_are_spans_of_their_own(chat_of: ChatOf) -> None:
-    text = "word " * 40
-    chat = chat_of(
-        [{"role": "user", "content": text}], "{% for m in messages %}{{ m.content }}{% endfor %}"
-    )
-    assert spans_of(chat)[0].end == SINK_TOKENS
