@@ -6,7 +6,7 @@ class to the one of the same name here and passes the fields by the names of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "CancelledError",
     "ChannelError",
     "ChatTemplateError",
+    "ContextBudgetError",
     "ContextLengthError",
     "DependencyError",
     "DeviceError",
@@ -97,6 +98,26 @@ class ContextLengthError(ModularBaseError):
         super().__init__(f"the request needs {n_tokens} tokens of context, n_ctx is {n_ctx}")
         self.n_tokens = n_tokens
         self.n_ctx = n_ctx
+
+
+class ContextBudgetError(ModularBaseError):
+    """A context that cannot be kept in its budget without losing what must be kept.
+
+    Attributes:
+        needed_bytes: What it takes at least.
+        budget_bytes: What it may take.
+        by_cause: needed_bytes by what needs them ("rules", "system prompt", "window", ...).
+    """
+
+    def __init__(self, needed_bytes: int, budget_bytes: int, by_cause: Mapping[str, int]) -> None:
+        causes = ", ".join(f"{cause} {n_bytes}" for cause, n_bytes in by_cause.items())
+        super().__init__(
+            f"the context needs {needed_bytes} bytes at least ({causes}), "
+            f"the budget is {budget_bytes}"
+        )
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+        self.by_cause = dict(by_cause)
 
 
 class KvCacheFullError(ModularBaseError):

@@ -28,6 +28,7 @@ EXAMPLES: list[errors.ModularBaseError] = [
     errors.TrainingError("the loss is not finite"),
     errors.ChannelError(segment="/s", field="magic", expected="MBWEIGHT", found="nothing"),
     errors.TeacherError("http://a/v1", "it answered 401", status=401),
+    errors.ContextBudgetError(9, 8, {"rules": 6, "window": 3}),
 ]
 
 
@@ -51,6 +52,9 @@ def test_messages_name_what_is_wrong() -> None:
     assert str(EXAMPLES[16]) == "the loss is not finite"
     assert str(EXAMPLES[17]) == "segment /s: magic: expected MBWEIGHT, found nothing"
     assert str(EXAMPLES[18]) == "teacher http://a/v1: it answered 401"
+    assert str(EXAMPLES[19]) == (
+        "the context needs 9 bytes at least (rules 6, window 3), the budget is 8"
+    )
 
 
 def test_every_error_is_covered() -> None:

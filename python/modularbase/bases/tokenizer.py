@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from tokenizers import Encoding
+
 from modularbase.bases.merging import build_core
 from modularbase.bases.special_tokens import TokenType
 from modularbase.bases.vocab import SPACE_MARK, Vocab
@@ -61,12 +63,34 @@ class Tokenizer:
 
     def encode_chat(self, text: str) -> list[int]:
         """Encodes a rendered chat: as `encode`, but a BOS/EOS the template wrote is not doubled."""
-        ids = self._encode(text, self._all_special)
-        if ids and self._vocab.add_bos and ids[0] == self.bos_id:
-            ids = ids[1:]
-        if ids and self._vocab.add_eos and ids[-1] == self.eos_id:
-            ids = ids[:-1]
-        return self._enclose(ids)
+        return self.encode_chat_with_starts(text)[0]
+
+    def encode_chat_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """As `encode_chat`; also where in the text each token begins.
+
+        Returns:
+            Token ids, and for each the index of the first character it takes part in: these never
+            fall, and tokens of one character share theirs. An added EOS is at the end.
+        """
+        ids, starts = self.encode_continuation_with_starts(text)
+        if self._vocab.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids, starts = [self.bos_id, *ids], [0, *starts]
+        if self._vocab.add_eos and self.eos_id is not None and ids[-1:] != [self.eos_id]:
+            ids, starts = [*ids, self.eos_id], [*starts, len(text)]
+        return ids, starts
+
+    def encode_continuation_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """As `encode_chat_with_starts`, for text behind other tokens: no BOS/EOS is added."""
+        ids: list[int] = []
+        starts: list[int] = []
+        for start, found, n_prefix in self._encoded_fragments(text, self._all_special):
+            if isinstance(found, int):
+                ids.append(found)
+                starts.append(start)
+            else:
+                ids += found.ids
+                starts += [start + max(0, begin - n_prefix) for begin, _ in found.offsets]
+        return ids, starts
 
     def encode_plain(self, text: str) -> list[int]:
         """Encodes text that must not act: no BOS/EOS, control tokens in it are mere characters."""
@@ -118,6 +142,15 @@ class Tokenizer:
         return ids
 
     def _encode(self, text: str, special: re.Pattern[str] | None) -> list[int]:
+        ids: list[int] = []
+        for _, found, _ in self._encoded_fragments(text, special):
+            ids += [found] if isinstance(found, int) else found.ids
+        return ids
+
+    def _encoded_fragments(
+        self, text: str, special: re.Pattern[str] | None
+    ) -> Iterator[tuple[int, Encoding | int, int]]:
+        """Each fragment: where it begins, its encoding, and how many characters were put before."""
         if not isinstance(text, str):
             raise InvalidRequestError("text", "a string", type(text).__name__)
         try:
@@ -125,39 +158,39 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             found = f"a lone surrogate {text[error.start]!r}"
             raise InvalidRequestError("text", "valid Unicode", found) from error
-        ids: list[int] = []
+        puts_space = self._vocab.add_space_prefix and not self._vocab.is_byte_level
         after_special = True  # SentencePiece also puts its space prefix after a special token
-        for fragment in self._fragments(text, special):
+        for start, fragment in self._fragments(text, special):
             if isinstance(fragment, int):
-                ids.append(fragment)
-                after_special = True
+                yield start, fragment, 0
             else:
-                ids.extend(self._merge(fragment, after_special))
-                after_special = False
-        return ids
+                prefix = " " if after_special and puts_space else ""
+                yield start, self._merge(fragment, prefix), len(prefix)
+            after_special = isinstance(fragment, int)
 
-    def _fragments(self, text: str, special: re.Pattern[str] | None) -> Iterator[str | int]:
+    def _fragments(
+        self, text: str, special: re.Pattern[str] | None
+    ) -> Iterator[tuple[int, str | int]]:
         if special is None:
             if text:
-                yield text
+                yield 0, text
             return
         pos = 0
         for match in special.finditer(text):
             if match.start() > pos:
-                yield text[pos : match.start()]
+                yield pos, text[pos : match.start()]
             token_id = self._vocab.id_of[match[0]]
-            yield token_id
+            yield match.start(), token_id
             pos = max(match.end(), pos)
             if token_id in self._vocab.strips_after_special:
                 pos += len(text) - pos - len(text[pos:].lstrip(_WHITE_SPACE))
         if pos < len(text):
-            yield text[pos:]
+            yield pos, text[pos:]
 
-    def _merge(self, text: str, after_special: bool) -> list[int]:
+    def _merge(self, text: str, prefix: str) -> Encoding:
         if not self._vocab.is_byte_level:
-            prefix = " " if after_special and self._vocab.add_space_prefix else ""
             text = (prefix + text).replace(" ", SPACE_MARK)
-        return self._core.encode(text, add_special_tokens=False).ids
+        return self._core.encode(text, add_special_tokens=False)
 
 
 def _alternation(vocab: Vocab, ids: list[int]) -> re.Pattern[str] | None:

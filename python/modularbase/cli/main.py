@@ -10,6 +10,7 @@ from modularbase.cli.base import base_app
 from modularbase.cli.bench import bench
 from modularbase.cli.chat import chat
 from modularbase.cli.console import EXIT_INTERRUPTED, err, print_error
+from modularbase.cli.context import context_app
 from modularbase.cli.demo import demo_app
 from modularbase.cli.generate import generate
 from modularbase.cli.info import doctor, info
@@ -28,6 +29,7 @@ for command in (generate, chat, bench, score, info, doctor):
 app.add_typer(base_app, name="base")
 app.add_typer(pack_app, name="pack")
 app.add_typer(train_app, name="train")
+app.add_typer(context_app, name="context")
 app.add_typer(demo_app, name="demo")
 
 

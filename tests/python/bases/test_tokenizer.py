@@ -27,6 +27,45 @@ def test_sentence_piece_round_trip(sentence_piece: Tokenizer, text: str) -> None
     assert sentence_piece.decode(sentence_piece.encode_plain(text)) == text.replace("▁", " ")
 
 
+@given(UNICODE)
+def test_where_byte_level_tokens_begin(text: str) -> None:
+    text = f"<|im_start|>{text}<|im_end|> hello"
+    ids, starts = TINY.encode_chat_with_starts(text)
+    assert ids == TINY.encode_chat(text)
+    assert starts == sorted(starts) and len(starts) == len(ids)
+    n_before = 0
+    for token_id, start in zip(ids, starts, strict=True):
+        # Its first byte lies in the character at `start`.
+        n_bytes = len(text[:start].encode())
+        assert n_bytes <= n_before < n_bytes + len(text[start].encode())
+        n_before += len(TINY.token_bytes(token_id))
+
+
+@settings(max_examples=50)
+@given(text=UNICODE)
+def test_where_sentence_piece_tokens_begin(sentence_piece: Tokenizer, text: str) -> None:
+    ids, starts = sentence_piece.encode_chat_with_starts(text)
+    assert ids == sentence_piece.encode_chat(text)
+    assert starts == sorted(starts) and len(starts) == len(ids)
+    for token_id, start, end in zip(ids[1:], starts[1:], [*starts, len(text)][2:], strict=True):
+        piece = sentence_piece.decode_continuation([token_id])
+        if "\ufffd" not in piece and start < end:  # a whole character or more
+            assert piece.lstrip() in text[start:end].replace("▁", " ")
+
+
+def test_starts_know_what_the_tokenizer_adds(byte_level_metadata: dict[str, object]) -> None:
+    byte_level_metadata["tokenizer.ggml.add_bos_token"] = True
+    byte_level_metadata["tokenizer.ggml.add_eos_token"] = True
+    byte_level_metadata["tokenizer.ggml.add_space_prefix"] = True  # SentencePiece's alone
+    tokenizer = Tokenizer.from_metadata(byte_level_metadata)
+    hello = TINY.encode_plain("hello")
+    assert tokenizer.encode_chat_with_starts("hello") == ([1, *hello, 2], [0, 0, 5])
+    given = "<|im_start|>hello<|im_end|>"
+    assert tokenizer.encode_chat_with_starts(given) == ([1, *hello, 2], [0, 12, 17])
+    assert tokenizer.encode_chat_with_starts("") == ([1, 2], [0, 0])
+    assert tokenizer.encode_continuation_with_starts("hello") == (hello, [0])
+
+
 def test_control_tokens_count_in_prompts_only() -> None:
     text = "<|im_start|>hello<|im_end|>"
     ids = TINY.encode(text)

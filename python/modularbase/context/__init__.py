@@ -1,0 +1,1 @@
+"""Which tokens of a conversation are kept exactly, which in 4 bits, and which as a summary."""

@@ -1,0 +1,59 @@
+"""What a token of each tier takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from modularbase.errors import BaseLoadError
+
+# 4 bits and a scale (F16) for every 32 of keys and values, and the keys' and values' mean (F16) for
+# every 64 tokens, which a half of it pays on average.
+_IMPORTANT_BITS = 4.625
+_EXACT_BYTES = 2
+_LOG_WEIGHT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TierCosts:
+    """Bytes over all layers and heads.
+
+    Attributes:
+        key_token_bytes: Of a token that is kept exactly.
+        important_token_bytes: Of one in 4 bits; a whole number of bytes only for many tokens.
+        slot_bytes: Of a slot of a summary: key, value and the logarithm of its weight.
+    """
+
+    key_token_bytes: int
+    important_token_bytes: float
+    slot_bytes: int
+
+    @classmethod
+    def of_shape(cls, n_layer: int, n_head_kv: int, head_dim: int) -> TierCosts:
+        """The costs of a base of this shape."""
+        n_heads = n_layer * n_head_kv
+        n_values = 2 * n_heads * head_dim  # keys and values
+        exact = n_values * _EXACT_BYTES
+        return cls(exact, n_values * _IMPORTANT_BITS / 8, exact + n_heads * _LOG_WEIGHT_BYTES)
+
+    @classmethod
+    def from_metadata(cls, file: str, metadata: Mapping[str, object]) -> TierCosts:
+        """The costs of a base by its file's metadata.
+
+        Raises:
+            BaseLoadError: The metadata does not tell the shape.
+        """
+        family = metadata.get("general.architecture")
+
+        def number(name: str, default: int | None = None) -> int:
+            key = f"{family}.{name}"
+            value = metadata.get(key, default)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise BaseLoadError(file, key, "a positive whole number", repr(value))
+            return value
+
+        n_head = number("attention.head_count")
+        head_dim = number("attention.key_length", number("embedding_length") // n_head)
+        return cls.of_shape(
+            number("block_count"), number("attention.head_count_kv", n_head), head_dim
+        )

@@ -1,0 +1,141 @@
+"""The lowest tier that structure allows each span: rules are never left to a score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, TypeAlias
+
+from modularbase.context.signals import TOLD, WEAK, Signal, find_signals
+from modularbase.context.spans import Span
+from modularbase.types import Tier
+
+Cause: TypeAlias = Literal[
+    "system prompt", "template", "rules", "content", "tool results", "the caller's tiers"
+]
+
+# The first tokens take up attention that has no other place (arXiv:2309.17453).
+SINK_TOKENS = 16
+# Of a rule that is kept exactly, and of what an announcement keeps so.
+KEY_TOKENS = 96
+# Of a tool's result that is kept exactly, and of one that is plain values.
+KEY_RESULT_TOKENS = 64
+KEY_VALUES_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The lowest tier a span may have.
+
+    Attributes:
+        tier: The tier.
+        reason: Why, in words for people.
+        cause: Why, in one of few words, for the account of what a budget must hold.
+        is_fixed: Whether the span may have no other tier either.
+    """
+
+    tier: Tier
+    reason: str
+    cause: Cause
+    is_fixed: bool = False
+
+
+def find_floors(spans: Sequence[Span]) -> list[Floor | None]:
+    """The floor of each span; None where its score may decide.
+
+    Args:
+        spans: A whole conversation, in order.
+    """
+    floors: list[Floor | None] = []
+    for _, group in groupby(spans, lambda span: span.message_index):
+        message = list(group)
+        result = _result_floor([span for span in message if span.kind != "control"])
+        announced = _Announcement()
+        floors += [_by_place(span) or result or _by_text(span, announced) for span in message]
+    return floors
+
+
+def _by_place(span: Span) -> Floor | None:
+    """What follows from where a span is, whatever it says."""
+    if span.tier is not None:
+        return Floor(span.tier, "set by the caller", "the caller's tiers", is_fixed=True)
+    if span.kind == "control":
+        return Floor(Tier.KEY, "written by the chat template", "template")
+    if span.role in ("system", "developer"):
+        return Floor(Tier.KEY, f"{span.role} message", "system prompt")
+    if span.start < SINK_TOKENS:
+        return Floor(Tier.KEY, f"begins in the first {SINK_TOKENS} tokens", "system prompt")
+    return None
+
+
+def _result_floor(message: Sequence[Span]) -> Floor | None:
+    """The floor of a tool's result: its values are gone if they are not in the context."""
+    if not message or message[0].role not in ("tool", "function"):
+        return None
+    n_tokens = sum(span.n_tokens for span in message)
+    if n_tokens <= KEY_RESULT_TOKENS:
+        return Floor(Tier.KEY, "short result of a tool", "tool results")
+    if n_tokens <= KEY_VALUES_TOKENS and _is_plain_values("".join(s.text for s in message)):
+        return Floor(Tier.KEY, "values from a tool", "tool results")
+    return Floor(Tier.IMPORTANT, "result of a tool", "tool results")
+
+
+def _is_plain_values(text: str) -> bool:
+    """Whether a text is JSON without anything nested."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    items = value.values() if isinstance(value, Mapping) else value
+    items = items if isinstance(value, (Mapping, list)) else [value]
+    return not any(isinstance(item, (Mapping, list)) for item in items)
+
+
+class _Announcement:
+    """What "remember this" does to the rest of its message."""
+
+    def __init__(self) -> None:
+        self._words = ""
+        self._n_tokens_left = 0
+
+    def begins(self, signal: Signal) -> None:
+        """The span just seen announces what follows."""
+        self._words, self._n_tokens_left = signal.words, KEY_TOKENS
+
+    def floor(self, span: Span) -> Floor | None:
+        """The floor of a span that says nothing itself."""
+        if not self._words:
+            return None
+        self._n_tokens_left -= span.n_tokens
+        tier = Tier.KEY if self._n_tokens_left >= 0 else Tier.IMPORTANT
+        return Floor(tier, f"announced by {self._words!r}", "rules")
+
+
+def _by_text(span: Span, announced: _Announcement) -> Floor | None:
+    signals = find_signals(span.text)
+    exact = [signal for signal in signals if signal.kind not in TOLD]
+    if span.role == "assistant":
+        # It tells the user, not itself; what it said exactly must still be there to be asked for.
+        reason = "code" if span.kind == "code" else _reason(exact)
+        return Floor(Tier.IMPORTANT, reason, "content") if reason else None
+    reason = span.kind if span.kind != "prose" else _reason(signals)
+    inherited = announced.floor(span)
+    for signal in signals[:1]:
+        if signal.kind == "announcement":
+            announced.begins(signal)
+    if not reason and span.is_part:
+        # What makes it a rule may stand in another part.
+        return Floor(Tier.IMPORTANT, "part of an overlong sentence", "rules")
+    if not reason:
+        return inherited
+    is_weak = span.kind == "prose" and all(signal.kind in WEAK for signal in signals)
+    if is_weak and inherited:
+        return inherited
+    is_key = span.n_tokens <= KEY_TOKENS and not is_weak
+    return Floor(Tier.KEY if is_key else Tier.IMPORTANT, reason, "rules")
+
+
+def _reason(signals: Sequence[Signal]) -> str:
+    return f"{signals[0].kind} {signals[0].words!r}" if signals else ""
