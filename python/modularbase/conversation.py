@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
+from modularbase.bases.chat_template import ChatTemplate
+from modularbase.bases.identity import BaseIdentity
+from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.chat import Chat
 from modularbase.context.costs import TierCosts
 from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
 from modularbase.context.scores import Scores, SpanSignals
 from modularbase.context.similarity import similarity_to_newest
 from modularbase.context.spans import Span, cut_spans
-from modularbase.errors import CancelledError, InvalidRequestError
+from modularbase.conversation_file import (
+    Header,
+    Kept,
+    Layout,
+    read_conversation,
+    write_conversation,
+)
+from modularbase.errors import CancelledError, ConversationFileError, InvalidRequestError
 from modularbase.generation import Generation
 from modularbase.types import (
     ContextOptions,
@@ -65,6 +76,12 @@ class Runtime(Protocol):
     ) -> Sequence[float]:
         """Mean share of attention of a token of each span."""
 
+    def save_conversation(self, id: int) -> Any:
+        """An image of it."""
+
+    def load_conversation(self, image: Any) -> int:
+        """A new one, made of an image."""
+
     def compact(
         self, id: int, tiers: bytes, spans: Sequence[tuple[int, int, int]], max_error: float
     ) -> Any:
@@ -72,6 +89,31 @@ class Runtime(Protocol):
 
 
 Submit = Callable[[Sequence[int], bytes, int, SamplingParams, Packs], Generation]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The engine that conversations are kept by, as far as they see it.
+
+    Attributes:
+        runtime: What keeps them.
+        submit: Queues a turn: all tokens, their tiers, the conversation's number, parameters, packs.
+        make_image: Makes what `Runtime.load_conversation` takes, of the fields of `Kept` and bytes.
+        template: The base's.
+        tokenizer: The base's.
+        base: Which base it is.
+        costs: What its tokens take.
+        layout: Which bytes its blocks have.
+    """
+
+    runtime: Runtime
+    submit: Submit
+    make_image: Callable[..., Any]
+    template: ChatTemplate
+    tokenizer: Tokenizer
+    base: BaseIdentity
+    costs: TierCosts
+    layout: Layout
 
 
 class Conversation:
@@ -82,24 +124,43 @@ class Conversation:
     several threads otherwise.
     """
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        submit: Submit,
-        chat: Chat,
-        costs: TierCosts,
-        n_layer: int,
-        options: ContextOptions | None,
-        packs: Packs,
-    ) -> None:
+    def __init__(self, host: Host, options: ContextOptions | None, packs: Packs) -> None:
         """Use `Engine.conversation`; options None: nothing is compacted by plan."""
-        self._runtime, self._submit = runtime, submit
-        self._chat, self._costs, self._n_layer = chat, costs, n_layer
+        self._host, self._runtime = host, host.runtime
         self._options, self._packs = options, packs
+        self._chat = Chat(host.template, host.tokenizer)
         self._grader = ContextGrader()
         self._plan: TierPlan | None = None
         self._lock = threading.Lock()
-        self._id: int | None = runtime.open_conversation()
+        self._id: int | None = self._runtime.open_conversation()
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Goes on from a file that `save` wrote, instead of from where it is.
+
+        Raises:
+            ConversationFileError: The file cannot be used with this engine.
+            KvCacheFullError: The engine has no room for it.
+        """
+        host = self._host
+        header, data = read_conversation(Path(path), host.base.digest, host.layout)
+        kept = header.kept
+        try:
+            image = host.make_image(
+                kept.tokens,
+                kept.n_valid,
+                kept.n_positions,
+                bytes(kept.tiers),
+                kept.spans,
+                kept.blocks,
+                data,
+            )
+            restored = self._runtime.load_conversation(image)
+        except (InvalidRequestError, TypeError, ValueError) as error:
+            raise ConversationFileError(str(path), "kept", "what a cache holds", str(error)) from error
+        self.close()
+        self._id = restored
+        self._chat.restore(header.chat)
+        self._grader.restore(header.grader)
 
     def __enter__(self) -> Conversation:
         """Returns itself."""
@@ -176,6 +237,38 @@ class Conversation:
                     generation.cancel()
             self._chat.add_generated(result.token_ids)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the conversation to a file: what was said, and what the engine keeps of it.
+
+        The file is there whole or not at all. Keys and values that packs had a part in are not
+        written; they are computed again when the conversation goes on.
+
+        Raises:
+            InvalidRequestError: A turn runs.
+            InstallError: The file cannot be written.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise InvalidRequestError("conversation", "no turn that runs", "one")
+        try:
+            image = self._runtime.save_conversation(self._open_id())
+            header = Header(
+                base_digest=self._host.base.digest,
+                layout=self._host.layout,
+                chat=self._chat.state,
+                grader=self._grader.state,
+                kept=Kept(
+                    tokens=image.tokens,
+                    n_valid=image.n_valid,
+                    n_positions=image.n_positions,
+                    tiers=list(image.tiers),
+                    spans=image.spans,
+                    blocks=image.blocks,
+                ),
+            )
+            write_conversation(Path(path), header, image.data)
+        finally:
+            self._lock.release()
+
     @property
     def context(self) -> ContextReport | None:
         """What is kept of the conversation, and how; None where the engine has no tiers."""
@@ -196,10 +289,10 @@ class Conversation:
             raise InvalidRequestError("conversation", "one turn at a time", "another one runs")
         before, chosen = self._chat, replace(params or SamplingParams(), **overrides)
         try:
-            self._chat = copy.copy(before)
+            self._chat = before.copy()
             self._chat.add_messages(_messages(content))
             tiers = self._graded(None).tiers if self._options else b""
-            yield self._submit(
+            yield self._host.submit(
                 self._chat.token_ids, tiers, self._open_id(), chosen, self._packs
             )
             if self._options:
@@ -217,13 +310,13 @@ class Conversation:
 
     def _graded(self, signals: SpanSignals | None) -> TierPlan:
         assert self._options is not None
-        self._plan = self._grader.plan(self._chat, signals, self._costs, self._options)
+        self._plan = self._grader.plan(self._chat, signals, self._host.costs, self._options)
         return self._plan
 
     def _compact(self, options: ContextOptions) -> None:
         spans = cut_spans(self._chat.sections)
-        plan = self._graded(self._signals(spans))
         n_past = max(0, len(self._chat.token_ids) - options.window_tokens)
+        plan = self._graded(self._signals(spans, n_past))
         slots = [(s.start, s.n_tokens, s.n_slots) for s in plan.slot_spans if s.is_new]
         done = self._runtime.compact(
             self._open_id(), plan.tiers[:n_past], slots, options.max_fit_error
@@ -231,13 +324,17 @@ class Conversation:
         if done.outcome.name == "done":
             self._grader.accept(plan, {start for start, _, _ in done.refused})
 
-    def _signals(self, spans: Sequence[Span]) -> SpanSignals:
-        places = [(span.start, span.n_tokens) for span in spans]
-        looks = [
-            self._runtime.attention_received(self._open_id(), places, layer)
-            for layer in range(_LAYER_STEP // 2, self._n_layer, _LAYER_STEP)
-        ]
-        attention: Scores = np.array(looks, dtype=np.float64).mean(axis=0)
+    def _signals(self, spans: Sequence[Span], n_past: int) -> SpanSignals:
+        """Attention is what the window's queries give, so only spans before it get any."""
+        attention: Scores = np.full(len(spans), np.nan)
+        n_layer = self._host.layout.n_layer
+        places = [(span.start, span.n_tokens) for span in spans if span.end <= n_past]
+        if places:
+            looks = [
+                self._runtime.attention_received(self._open_id(), places, layer)
+                for layer in range(n_layer // 2 % _LAYER_STEP, n_layer, _LAYER_STEP)
+            ]
+            attention[: len(places)] = np.mean(looks, axis=0)
         return SpanSignals(
             attention_mass=attention, similarity=similarity_to_newest(self._chat, spans)
         )

@@ -20,9 +20,9 @@ from modularbase.bases.identity import BaseIdentity
 from modularbase.bases.text_stream import StopMatcher
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.byte_sizes import parse_bytes
-from modularbase.context.chat import Chat
 from modularbase.context.costs import TierCosts
-from modularbase.conversation import Conversation
+from modularbase.conversation import Conversation, Host
+from modularbase.conversation_file import Layout
 from modularbase.engine_packs import EnginePacks
 from modularbase.errors import CancelledError, InvalidRequestError
 from modularbase.generation import Generation
@@ -93,7 +93,7 @@ class Engine:
         self._path = path
         self._core = core
         self._metadata = metadata
-        self._is_tiered = False
+        self._kv = "f16"
         self._default_packs: tuple[str, ...] = ()
         self._predictor: Predictor | None = None
         self._attachments: list[Attachment] = []
@@ -154,7 +154,7 @@ class Engine:
         if pack_budget is not None:
             raw.pack_budget_bytes = parse_bytes("pack_budget", pack_budget)
         engine = cls(path, _core.Engine(utf8_path(path), raw), read_metadata(path))
-        engine._is_tiered = raw.kv == "tiered"
+        engine._kv = raw.kv
         engine._default_packs = tuple(default_packs)
         engine._predictor = predictor
         return engine
@@ -352,16 +352,27 @@ class Engine:
             ChatTemplateError: The base has no usable chat template.
             InvalidRequestError: A context was given, and the engine keeps none in tiers.
         """
-        if context is not None and not self._is_tiered:
-            raise InvalidRequestError("context", 'an engine with kv="tiered"', "another")
-        return Conversation(
+        is_tiered = self._kv == "tiered"
+        if context is not None and not is_tiered:
+            raise InvalidRequestError("context", 'an engine with kv="tiered"', f"kv={self._kv!r}")
+        options = (context or ContextOptions()) if is_tiered else None
+        return Conversation(self._host, options, packs)
+
+    @cached_property
+    def _host(self) -> Host:
+        info = self.info
+        return Host(
             self._core,
             self._submit_turn,
-            Chat(self.chat_template, self.tokenizer),
+            _core.ConversationImage,
+            self.chat_template,
+            self.tokenizer,
+            self.base,
             TierCosts.from_metadata(str(self._path), self._metadata),
-            self.info["n_layer"],
-            (context or ContextOptions()) if self._is_tiered else None,
-            packs,
+            Layout(
+                kv=self._kv,
+                **{name: info[name] for name in Layout.model_fields if name != "kv"},
+            ),
         )
 
     def score(self, prompt: Prompt, *, packs: Packs = None) -> Score:

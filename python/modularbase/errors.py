@@ -243,6 +243,10 @@ class ChannelError(ModularBaseError):
         self.found = found
 
 
+class ConversationFileError(FileError):
+    """A saved conversation that cannot be used."""
+
+
 class HistoryError(FileError):
     """A record of what users did that cannot be read or written."""
 

@@ -121,6 +121,8 @@ class ContextOptions:
         demote_below: A span may be summarised when its score is below; 0 is the mean of the spans
             that may be.
         demote_after_checks: How often in a row it must be.
+        max_fit_error: A summary is not made where it would change what attention gives by more, as
+            a share of it.
         rehydrate_above: A summarised span is read again when the newest message resembles it more,
             as a cosine.
     """
@@ -130,6 +132,7 @@ class ContextOptions:
     slots_ratio: int = 16
     demote_below: float = 0.0
     demote_after_checks: int = 2
+    max_fit_error: float = 0.05
     rehydrate_above: float = 0.6
 
 

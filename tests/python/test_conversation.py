@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from modularbase import Engine, EngineOptions
-from modularbase.errors import CancelledError, ContextBudgetError, InvalidRequestError
+from modularbase.errors import (
+    CancelledError,
+    ContextBudgetError,
+    ConversationFileError,
+    InvalidRequestError,
+)
 from modularbase.types import ContextOptions, KvKind, Message, Tier
 from tests.conftest import TinyModelFactory
 from tests.python.conftest import CHAT_TEMPLATE
@@ -209,3 +214,54 @@ def test_rounded_caches_are_near(load: LoadEngine, kv: KvKind, tolerance: float)
         return [token.logprob for token in found[:1]]
 
     np.testing.assert_allclose(logprobs(load(kv)), logprobs(load()), atol=tolerance)
+
+
+@pytest.mark.parametrize("kv", ["f16", "tiered"])
+def test_saved_and_loaded(load: LoadEngine, tmp_path: Path, kv: KvKind) -> None:
+    """What is loaded goes on as what was saved does, also in another engine, computing nothing again."""
+    path = tmp_path / "talk.mbconv"
+    engine, other = load(kv), load(kv, prefix_cache="off")
+    with engine.conversation() as talk, other.conversation() as again:
+        for _ in range(5):
+            talk.chat(CHATTER * 8, **GREEDY)
+        talk.save(path)
+        again.restore(path)
+        assert (again.messages, again.token_ids) == (talk.messages, talk.token_ids)
+        wanted, found = talk.chat("and?", **GREEDY), again.chat("and?", **GREEDY)
+        assert found.token_ids == wanted.token_ids
+        assert found.usage.cached_tokens == wanted.usage.cached_tokens
+        if kv == "tiered":
+            assert found.context is not None and wanted.context is not None
+            assert found.context.tokens == wanted.context.tokens
+            assert found.context.n_bytes == wanted.context.n_bytes
+
+
+def test_a_file_that_was_changed_or_cut_is_refused(load: LoadEngine, tmp_path: Path) -> None:
+    path, broken = tmp_path / "talk.mbconv", tmp_path / "broken.mbconv"
+    engine = load("tiered")
+    with engine.conversation() as talk:
+        talk.chat(CHATTER * 8, **GREEDY)
+        talk.save(path)
+        content = path.read_bytes()
+        before = (talk.messages, talk.token_ids)
+        for n in (0, 4, 20, len(content) // 2, len(content) - 1):
+            broken.write_bytes(content[:n])
+            with pytest.raises(ConversationFileError):
+                talk.restore(broken)
+        for at in (0, 12, 200, len(content) // 2, len(content) - 5):
+            changed = bytearray(content)
+            changed[at] ^= 1
+            broken.write_bytes(changed)
+            with pytest.raises(ConversationFileError):
+                talk.restore(broken)
+        assert (talk.messages, talk.token_ids) == before
+        talk.chat("still there?", **GREEDY)
+
+
+def test_a_file_of_another_cache_is_refused(load: LoadEngine, tmp_path: Path) -> None:
+    path = tmp_path / "talk.mbconv"
+    with load("tiered").conversation() as talk:
+        talk.chat(CHATTER * 8, **GREEDY)
+        talk.save(path)
+    with load("f16").conversation() as other, pytest.raises(ConversationFileError, match="layout"):
+        other.restore(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,16 @@ class Section:
     role: str
     is_control: bool
     tier: Tier | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatState:
+    """All of a chat but its template and tokenizer."""
+
+    messages: tuple[Message, ...]
+    tiers: tuple[Tier | None, ...]
+    sections: tuple[Section, ...]
+    token_ids: tuple[int, ...]
 
 
 class Chat:
@@ -78,6 +89,24 @@ class Chat:
     def sections(self) -> tuple[Section, ...]:
         """The tokens by origin, in order and without gaps."""
         return tuple(self._sections)
+
+    def copy(self) -> Chat:
+        """The same conversation, to go on in another way."""
+        twin = copy.copy(self)
+        twin.restore(self.state)
+        return twin
+
+    @property
+    def state(self) -> ChatState:
+        """What `restore` takes; an answer that is awaited is not told."""
+        return ChatState(
+            self.messages, tuple(self._tiers), self.sections, tuple(self._token_ids)
+        )
+
+    def restore(self, state: ChatState) -> None:
+        """Goes on from where another chat of the same base was."""
+        self._messages, self._tiers = list(state.messages), list(state.tiers)
+        self._sections, self._token_ids = list(state.sections), list(state.token_ids)
 
     def add_messages(self, messages: Sequence[Message]) -> list[int]:
         """Adds messages up to where the assistant's next one begins.

@@ -55,6 +55,14 @@ class TierPlan:
     report: ContextReport
 
 
+@dataclass(frozen=True, slots=True)
+class GraderState:
+    """What a grader remembers of its conversation, but for scores that were low of late."""
+
+    summarised: dict[int, str]
+    refused: tuple[int, ...]
+
+
 class ContextGrader:
     """Grades one conversation, check after check; it remembers what was summarised."""
 
@@ -112,6 +120,15 @@ class ContextGrader:
             ),
             report=_report(graded, account),
         )
+
+    @property
+    def state(self) -> GraderState:
+        """What `restore` takes."""
+        return GraderState(dict(self._summarised), tuple(sorted(self._refused)))
+
+    def restore(self, state: GraderState) -> None:
+        """Goes on from where another grader of the same conversation was."""
+        self._summarised, self._refused = dict(state.summarised), set(state.refused)
 
     def accept(self, plan: TierPlan, refused: Collection[int] = ()) -> None:
         """Takes note that a plan was carried out.
