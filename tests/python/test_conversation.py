@@ -153,9 +153,9 @@ def test_closed(load: LoadEngine) -> None:
 
 def test_conversations_give_way_and_come_back(load: LoadEngine) -> None:
     """Memory for two of them: each turn computes again what another one has pushed out."""
-    n_bytes = 2 * 2 * 2 * 32 * 640 * 4  # of 640 tokens, roughly
-    engine = load("q4_0", kv_budget_bytes=n_bytes)
-    roomy = load("q4_0")
+    roomy = load("q4_0", n_batch=64)
+    block_bytes = roomy.info["kv_bytes"] // roomy.info["n_kv_blocks"]
+    engine = load("q4_0", n_batch=64, kv_budget_bytes=20 * block_bytes)
     texts = [CHATTER * n for n in (14, 16, 18)]
     talks = [engine.conversation() for _ in texts]
     alone = [roomy.conversation() for _ in texts]

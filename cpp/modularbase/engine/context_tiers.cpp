@@ -123,21 +123,26 @@ void ContextTiers::work(Clock::duration most) {
   const auto started_at = Clock::now();
   while (!jobs_.empty()) {
     Job& job = jobs_.front();
-    const auto unit_at = Clock::now();
     if (!job.compaction && !begin(job)) {
       finish(CompactionReport::Outcome::kCancelled);
       continue;
     }
-    const Compaction::Progress progress = job.compaction->work();
-    if (progress == Compaction::Progress::kReady) {
-      job.compaction->commit(conversations_.find(job.id)->kv);
-    }
-    const auto now = Clock::now();
-    job.report.work_us += std::chrono::duration<double, std::micro>(now - unit_at).count();
+    const Compaction::Progress progress = advance(job);
     if (progress == Compaction::Progress::kReady) finish(CompactionReport::Outcome::kDone);
     if (progress == Compaction::Progress::kShort) finish(CompactionReport::Outcome::kNoRoom);
-    if (now - started_at >= most) return;
+    if (Clock::now() - started_at >= most) return;
   }
+}
+
+Compaction::Progress ContextTiers::advance(Job& job) {
+  const auto started_at = Clock::now();
+  const Compaction::Progress progress = job.compaction->work();
+  if (progress == Compaction::Progress::kReady) {
+    job.compaction->commit(conversations_.find(job.id)->kv);
+  }
+  const auto duration = Clock::now() - started_at;
+  job.report.work_us += std::chrono::duration<double, std::micro>(duration).count();
+  return progress;
 }
 
 void ContextTiers::finish(CompactionReport::Outcome outcome) {
@@ -196,9 +201,10 @@ std::vector<float> ContextTiers::attention_received(ConversationId id,
   const FitQueries queries{&kept->window->lower(), &kept->window->upper(),
                            kept->window->rows(end, kept->kv.n_tokens)};
   if (queries.rows.empty()) return received;
-  // All blocks are looked at, also a last one that is not full.
-  PastPlan everything{.n_positions = end, .tiers = {}, .spans = spans};
-  everything.tiers.resize(static_cast<std::size_t>(end), Tier::kKey);
+  PastPlan everything{.n_positions = std::max(end, kept->kv.past.n_positions),
+                      .tiers = {},
+                      .spans = spans};
+  everything.tiers.resize(static_cast<std::size_t>(everything.n_positions), Tier::kKey);
   const LocatedPast located = locate(kept->kv, everything);
   const bool is_upper = !cache_.lower().memory().geometry().holds(layer);
   const KvGroup& group = is_upper ? *cache_.upper() : cache_.lower();

@@ -90,6 +90,7 @@ class ContextTiers {
   };
   void cancel(ConversationId id);
   bool begin(Job& job);
+  Compaction::Progress advance(Job& job);
   void finish(CompactionReport::Outcome outcome);
   Tier tier_of(const Sequence& sequence, std::int64_t position) const;
   bool run(KvSequence& kv, PastPlan plan);

@@ -12,7 +12,7 @@ namespace modularbase {
 /// What a sequence's past shall become. Nothing comes back from a lower tier: where the plan asks
 /// for more than is left, what is left stays.
 struct PastPlan {
-  std::int64_t n_positions = 0;  // a multiple of a block's tokens, all of them valid
+  std::int64_t n_positions = 0;  // all valid; at least those of the past there is
   std::vector<Tier> tiers;       // of each position
   std::vector<SlotSpan> spans;   // of the redundant tokens, in order; without one they are important
   float max_error = 0.0f;        // of a fit's output: beyond it, a span stays important
