@@ -70,7 +70,7 @@ def test_a_small_run(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
     plain, next_plain, made_for, unaligned, _, anew = losses
     assert made_for < plain and anew < next_plain and unaligned > made_for
     tokens = [case["n_tokens"] for case in cases]
-    assert tokens == [0, 0, 6 * 4 * 32, 0, 2 * 4 * 32, 6 * 4 * 32]
+    assert tokens == [0, 0, 6 * 4 * 32, 0, 2 * 2 * 32, 6 * 4 * 32]
     settings, _ = settings_of(options)
     train_next_base(settings, work / "again.gguf", lambda _: None)
     assert (work / "again.gguf").read_bytes() == (work / "next.gguf").read_bytes()
