@@ -18,6 +18,7 @@ from benchmarks import (
     models,
     ours,
     packs_experts,
+    packs_mixing,
     packs_peer,
     packs_quality,
     packs_residency,
@@ -51,6 +52,7 @@ MODULES = (
     channel,
     train_speed,
     packs_quality,
+    packs_mixing,
 )
 SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in MODULES}
 DEFAULT_ROUNDS = 5

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 from benchmarks.harness import Case, CaseResult, Measure
@@ -16,9 +15,7 @@ from benchmarks.quality.corpora import DOMAINS, MEASURED, OTHERS
 from benchmarks.quality.stages import (
     COMPARED,
     KINDS,
-    POLICIES,
     lora_results,
-    pair_name,
     result,
 )
 from benchmarks.report import Table
@@ -28,7 +25,6 @@ DEVICE_VARIABLE = "MODULARBASE_BENCH_DEVICE"
 
 ROUNDING = 1.01  # what INT4 experts may cost
 HARM = 1.01  # what a pack may cost on texts of other domains
-MIXING = 1.03  # what a second pack may cost
 
 Perplexities = Mapping[str, Mapping[str, float]]
 
@@ -62,14 +58,6 @@ def cases(_: Settings) -> Iterator[Case]:
             {"INT4": engine[domain]["INT4"]},
             1 / ROUNDING,
         )
-    for pair in combinations(DOMAINS, 2):
-        for domain in pair:
-            yield _case(
-                f"{domain}, engine: {' + '.join(pair)} in one request",
-                {"alone": engine[domain]["INT4"]},
-                {policy: engine[domain][pair_name(pair, policy)] for policy in POLICIES},
-                1 / MIXING,
-            )
 
 
 def tables(_: Settings, __: Sequence[CaseResult], ___: Machine) -> list[Table]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.align.experiment import Outcome, run
 from benchmarks.align.settings import AlignSettings
 from benchmarks.ours import installed_base
-from benchmarks.paths import RESULTS
+from benchmarks.paths import RESULTS, ROOT
 from benchmarks.report import Table, markdown, write_json, write_text
 from modularbase.errors import ModularBaseError
 
@@ -78,6 +78,16 @@ def settings_of(arguments: Sequence[str] | None) -> tuple[AlignSettings, Path]:
     return AlignSettings(**chosen), output
 
 
+def told(settings: AlignSettings) -> dict[str, str]:
+    """The settings as the results tell them: of this machine, no folder."""
+    values = asdict(settings)
+    for name, value in values.items():
+        if isinstance(value, Path):
+            is_inside = value.is_relative_to(ROOT)
+            values[name] = value.relative_to(ROOT) if is_inside else value.name
+    return {name: str(value) for name, value in values.items()}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the experiment from the start."""
     settings, output = settings_of(arguments)
@@ -88,13 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     shown = "\n\n".join(map(markdown, tables(outcome))) + "\n"
-    told = {name: str(value) for name, value in asdict(settings).items()}
     found = {
         "cases": [asdict(row) for row in outcome.rows()],
         "recovery": outcome.recovery(outcome.made_for),
         "recovery_of_training_anew": outcome.recovery(outcome.anew),
     }
-    write_json(output / "align.json", {"settings": told, **found})
+    write_json(output / "align.json", {"settings": told(settings), **found})
     write_text(output / "align.md", shown)
     print(shown)
     return 0

@@ -117,7 +117,11 @@ def _aligned(settings: AlignSettings, pack: TrainedPack, next_base: Path, say: S
                 settings.work / name,
                 steps=settings.align_steps,
                 learning_rate=rate,
-                **_given(settings) | {"eval_every": settings.align_eval_every},
+                **_given(settings)
+                | {
+                    "eval_every": settings.align_eval_every,
+                    "batch_blocks": settings.align_batch_blocks,
+                },
             )
         tries.append(_built(options, name, say))
     return min(tries, key=lambda tried: tried.heldout_perplexity)

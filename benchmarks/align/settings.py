@@ -29,7 +29,8 @@ class AlignSettings:
         align_steps: Steps of stage 2.
         align_rates: Highest learning rates to try there; held-out text decides.
         align_eval_every: Steps between measurements there.
-        batch_blocks: Sequences of a step.
+        align_batch_blocks: Sequences of a step there: few, so that few tokens give many steps.
+        batch_blocks: Sequences of any other step.
         block_tokens: Tokens of a sequence.
         measured_blocks: Most sequences measured on, of each text.
         eval_every: Steps between measurements while a pack is trained.
@@ -44,15 +45,16 @@ class AlignSettings:
     domain: str = "medical"
     base_steps: int = 200
     base_rate: float = 3e-4
-    fit_steps: int = 300
+    fit_steps: int = 120
     fit_rate: float = 2e-3
-    align_steps: int = 30
+    align_steps: int = 48
     align_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
-    align_eval_every: int = 10
+    align_eval_every: int = 12
+    align_batch_blocks: int = 4
     batch_blocks: int = 16
     block_tokens: int = 256
     measured_blocks: int = 64
-    eval_every: int = 50
+    eval_every: int = 40
     seed: int = 0
     device: str = "cpu"
     next_version: str = "1.1.0"

@@ -2,7 +2,8 @@
 
 - lora_DOMAIN_KIND_RATE: a LoRA adapter, plain or with replay, trained and measured in PyTorch
 - twin: base and packs, before rounding, in PyTorch, where LoRA adapters are measured
-- packs: base, packs, packs before rounding and mixtures of two in the engine
+- packs: base, packs, and packs before rounding in the engine
+- mixing: two packs in one request in the engine, beside each alone
 - agreement: one domain's in PyTorch on the engine's blocks
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.digest import sha256_of
 from benchmarks.ours import installed_base
@@ -30,10 +31,14 @@ from modularbase.packs.project import CONFIG_FILE
 from modularbase.types import MergePolicy
 from packs.train import EVAL_EVERY, EXACT, train
 
+if TYPE_CHECKING:
+    from modularbase import Engine
+
 FOLDER = CACHE / "packs_quality"
 KINDS = ("plain", "replay")
 RATES = (1e-3, 2e-3)
-POLICIES: tuple[MergePolicy, ...] = ("blend", "best")
+POLICIES: tuple[MergePolicy, ...] = ("blend", "best", "ties")
+WEIGHTS = (1.0, 0.75, 0.5)  # of both packs, in a blend
 COMPARED = "medical"
 
 Stage = Callable[[str], Mapping[str, Any]]
@@ -42,7 +47,7 @@ Stage = Callable[[str], Mapping[str, Any]]
 def stage_names() -> list[str]:
     """All stages."""
     loras = [_lora_name(*case) for case in product(DOMAINS, KINDS, RATES)]
-    return [*loras, "twin", "agreement", "packs"]
+    return [*loras, "twin", "agreement", "packs", "mixing"]
 
 
 def result(name: str, device: str) -> Mapping[str, Any]:
@@ -70,9 +75,9 @@ def lora_results(domain: str, kind: str, device: str) -> list[Mapping[str, Any]]
     return sorted(runs, key=lambda run: float(run["heldout_loss"]))
 
 
-def pair_name(pair: tuple[str, str], policy: MergePolicy) -> str:
-    """How the results of two packs in one request are called."""
-    return f"{pair[0]} + {pair[1]}, {policy}"
+def pair_name(pair: tuple[str, str], policy: MergePolicy, weight: float = 1.0) -> str:
+    """How the results of two packs in one request, at one weight, are called."""
+    return f"{pair[0]} + {pair[1]}, {policy}, {weight:g}"
 
 
 def ensure_packs(device: str) -> None:
@@ -112,6 +117,7 @@ def _stages() -> Mapping[str, Stage]:
         "twin": _measure_twin,
         "agreement": _compare,
         "packs": _measure_packs,
+        "mixing": _measure_mixing,
     }
     for domain, kind, rate in product(DOMAINS, KINDS, RATES):
         stages[_lora_name(domain, kind, rate)] = partial(_train_lora, domain, kind, rate)
@@ -157,23 +163,44 @@ def _compare(device: str) -> Mapping[str, Any]:
 
 def _measure_packs(device: str) -> Mapping[str, Any]:
     from benchmarks.quality.engine_side import perplexity
-    from modularbase import Engine, PackRequest, PackUse
-    from modularbase.packs.archive import GGUF, unpack
 
     ensure_packs(device)
     found: dict[str, dict[str, float]] = {domain: {} for domain in DOMAINS}
-    with Engine.load(str(installed_base()), n_ctx=512, pack_budget="256MB") as engine:
+    with _engine_with_packs() as engine:
         for domain in DOMAINS:
-            with tempfile.TemporaryDirectory() as folder:
-                unpack(_archive(domain), Path(folder), lambda _: None)
-                engine.packs.swap(domain, str(Path(folder) / GGUF))
             engine.packs.swap(f"{domain}_exact", str(exact_file(domain)))
             found[domain]["base"] = perplexity(engine, domain)
             found[domain]["INT4"] = perplexity(engine, domain, domain)
             found[domain]["F16"] = perplexity(engine, domain, f"{domain}_exact")
-        for pair, policy in product(combinations(DOMAINS, 2), POLICIES):
-            uses = tuple(PackUse(domain) for domain in pair)
+    return {"perplexity": found}
+
+
+def _measure_mixing(_: str) -> Mapping[str, Any]:
+    from benchmarks.quality.engine_side import perplexity
+    from modularbase import PackRequest, PackUse
+
+    ways: list[tuple[MergePolicy, float]] = [(policy, 1.0) for policy in POLICIES]
+    ways += [("blend", weight) for weight in WEIGHTS[1:]]
+    found: dict[str, dict[str, float]] = {}
+    with _engine_with_packs() as engine:
+        for domain in DOMAINS:
+            found[domain] = {"alone": perplexity(engine, domain, domain)}
+        for pair, (policy, weight) in product(combinations(DOMAINS, 2), ways):
+            uses = tuple(PackUse(domain, weight) for domain in pair)
             request = PackRequest(packs=uses, policy=policy, fallback="never")
             for domain in pair:
-                found[domain][pair_name(pair, policy)] = perplexity(engine, domain, request)
+                found[domain][pair_name(pair, policy, weight)] = perplexity(engine, domain, request)
     return {"perplexity": found}
+
+
+def _engine_with_packs() -> Engine:
+    """An engine with the packs as they are shipped."""
+    from modularbase import Engine
+    from modularbase.packs.archive import GGUF, unpack
+
+    engine = Engine.load(str(installed_base()), n_ctx=512, pack_budget="256MB")
+    for domain in DOMAINS:
+        with tempfile.TemporaryDirectory() as folder:
+            unpack(_archive(domain), Path(folder), lambda _: None)
+            engine.packs.swap(domain, str(Path(folder) / GGUF))
+    return engine

@@ -57,9 +57,8 @@ class PackChoice:
 
     def used(self) -> tuple[UsedPack, ...]:
         """As the result tells it."""
-        total = sum(use.weight for use, _ in self.uses) if len(self.uses) > 1 else 1.0
         return tuple(
-            UsedPack(g.manifest.id, g.manifest.version, g.digest, use.weight / total)
+            UsedPack(g.manifest.id, g.manifest.version, g.digest, use.weight)
             for use, g in self.uses
         )
 

@@ -206,7 +206,7 @@ class PackUse:
 
     Attributes:
         pack: "python_code", "python_code@1.0.0" or "python_code@>=1,<2".
-        weight: Factor of what it adds; several packs share their weights' sum as 1.
+        weight: Factor of what it adds, 0 or more; of several packs, each has its own.
     """
 
     pack: str
@@ -247,7 +247,7 @@ class UsedPack:
     id: str
     version: str
     digest: str
-    weight: float  # as used: of several packs they add up to 1
+    weight: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from tests.conftest import TinyModelFactory
 from tests.tools.pack_values import PackValues
 from tests.tools.tiny_models import N_EMBD, N_LAYER, TinyModel
 from tests.tools.tiny_packs import write_tiny_pack
-from tests.tools.torch_pack import MixTrace, PackedForward, PackUse, Policy, normalised, run_model
+from tests.tools.torch_pack import MixTrace, PackedForward, PackUse, Policy, run_model
 
 N_PROMPT = 16
 N_TOKENS = 12
@@ -36,9 +36,9 @@ CLEAR = 0.004
 # F16 and BF16 products the inputs are rounded too (11 and 8 bits of mantissa); 8-bit products take
 # inputs as 8-bit integers of a block's largest, Q4_K as ggml does it in blocks of 256.
 TOLERANCE = {"f32": 5e-3, "f16": 5e-3, "bf16": 1.2e-2, "q8_0": 2.5e-2, "q4_0": 2.5e-2, "q4_k": 4e-2}
-# A sign election has no smooth result: where packs cancel, rounding elects the other sign. One
-# element in a thousand of the row's, each wrong by its own size, is 0.03 of its length.
-TIES_TOLERANCE = 0.06
+# Where packs nearly cancel, rounding elects the other sign. So much of their sizes must be left of
+# an element, with F32 adapters; errors seen there are below 0.0005.
+CLEAR_SIGN = 0.001
 
 ADAPTERS = ("f16", "bf16", "f32")
 EXPERTS = ("f16", "q8_0", "q4_0", "q4_k")
@@ -80,10 +80,9 @@ class Case:
         return PackRequest(packs=uses, policy=self.policy, fallback="never", **fields)
 
     def expected(self, ids: Sequence[int], from_position: int = 0) -> PackedForward:
-        weights = normalised(self.weights) if len(self.packs) > 1 else self.weights
         uses = [
             PackUse(pack, weight, from_position)
-            for pack, weight in zip(self.packs, weights, strict=True)
+            for pack, weight in zip(self.packs, self.weights, strict=True)
         ]
         return run_model(self.model.reference, ids, uses, self.policy)
 
@@ -96,8 +95,6 @@ class Case:
         raise AssertionError("no prompt without a close choice")
 
     def tolerance(self) -> float:
-        if self.policy == "ties":
-            return TIES_TOLERANCE
         types = [kind for pack in self.packs for kind in (pack.adapter_type, pack.expert_type)]
         return max(TOLERANCE[kind] for kind in types)
 
@@ -108,7 +105,7 @@ def n_clear(forward: PackedForward, policy: Policy) -> int:
     for mix in forward.layers.values():
         for i, trace in enumerate(mix.packs):
             unclear |= (trace.choice_gap() < CLEAR) & (mix.weights[:, i] > 0)
-        unclear |= pack_gap(mix, policy) < CLEAR
+        unclear |= pack_gap(mix, policy) < (CLEAR_SIGN if policy == "ties" else CLEAR)
     return int(unclear.int().argmax()) if unclear.any() else len(unclear)
 
 
@@ -121,6 +118,10 @@ def pack_gap(mix: MixTrace, policy: Policy) -> torch.Tensor:
     if gates.shape[1] > 1 and policy == "priority":
         widest = gates.sort(dim=1).values
         return torch.minimum((gates - 1).abs().amin(dim=1), widest[:, -1] - widest[:, -2])
+    if gates.shape[1] > 1 and policy == "ties":
+        deltas = torch.stack([trace.delta for trace in mix.packs])
+        parts = mix.weights.T[:, :, None] * deltas  # [n_packs, n_rows, n_embd]
+        return (parts.sum(dim=0).abs() / parts.abs().sum(dim=0)).amin(dim=1)
     return torch.ones(len(gates))
 
 
@@ -219,14 +220,14 @@ def test_families(
         check_states(Case(model, engine, packs, (3.0, 1.0)[:n_packs]))
 
 
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.2, 1.5)], ids=["even", "uneven"])
+# Not lighter: what the F16 cache rounds does not shrink with the change that it is compared to.
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.5, 1.5)], ids=["even", "uneven"])
 @pytest.mark.parametrize("policy", ["blend", "best", "priority", "ties"])
 def test_policies(
     policy: Policy, weights: tuple[float, float], tiny_model: TinyModelFactory, pack: PackFactory
 ) -> None:
     model = tiny_model("llama")
-    # A sign election counts what each pack adds, its token gate and scale included.
-    options = {"expert_type": "f16", "adapter_type": "f32", "token_gates": policy != "ties"}
+    options = {"expert_type": "f16", "adapter_type": "f32"}
     packs = (pack(base_id(model), **options), pack(base_id(model), "second", seed=1, **options))
     with open_engine(model, *packs) as engine:
         check_states(Case(model, engine, packs, weights, policy))

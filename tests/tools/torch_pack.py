@@ -124,20 +124,13 @@ def run_site(pack: PackValues, site: SiteValues, x: torch.Tensor) -> SiteTrace:
     )
 
 
-def normalised(weights: Sequence[float]) -> list[float]:
-    """A request's weights with sum 1."""
-    total = sum(weights)
-    return [weight / total for weight in weights]
-
-
 def mix(traces: Sequence[SiteTrace], weights: torch.Tensor, policy: Policy) -> torch.Tensor:
     """What packs add to the residual stream together, [n_rows, n_embd].
 
-    "blend" adds w_p D_p. "best" gives a row's total weight to the pack with the largest
-    w_p * token gate, "priority" to the first whose token gate is open (1 or more), and where none
-    is to the one that is open widest. "ties" takes per element the sign of sum w_p D_p and
-    averages, by weight, the deltas that agree with it, times the row's total weight (the disjoint
-    mean of arXiv:2306.01708, without trimming).
+    "blend" adds w_p D_p. "best" keeps the pack with the largest w_p * token gate, "priority" the
+    first whose token gate is open (1 or more), and where none is the one that is open widest.
+    "ties" takes per element the sign of sum w_p D_p and adds the w_p D_p that agree with it (the
+    election of arXiv:2306.01708, without trimming and without the mean).
 
     Args:
         traces: Of the packs with a site on this layer.
@@ -146,19 +139,16 @@ def mix(traces: Sequence[SiteTrace], weights: torch.Tensor, policy: Policy) -> t
     """
     deltas = torch.stack([trace.delta for trace in traces])  # [n_packs, n_rows, n_embd]
     w = weights.T[:, :, None]  # [n_packs, n_rows, 1]
+    parts = w * deltas
     if policy == "blend":
-        return (w * deltas).sum(dim=0)
-    total = w.sum(dim=0)  # [n_rows, 1]
+        return parts.sum(dim=0)
     if policy in ("best", "priority"):
         gates = torch.stack([trace.token_gate for trace in traces], dim=1)  # [n_rows, n_packs]
         ranks = weights * gates if policy == "best" else torch.where(gates >= 1, 1e9, gates)
         chosen = ranks.argmax(dim=1)  # [n_rows]: the first of equal ones
-        return total * deltas[chosen, torch.arange(deltas.shape[1])]
-    elected = (w * deltas).sum(dim=0).sign()
-    agreeing = w * (deltas.sign() == elected)
-    share = agreeing.sum(dim=0)
-    mean = (agreeing * deltas).sum(dim=0) / torch.where(share > 0, share, 1)
-    return total * mean
+        return parts[chosen, torch.arange(deltas.shape[1])]
+    elected = parts.sum(dim=0).sign()
+    return (parts * (parts.sign() == elected)).sum(dim=0)
 
 
 def conflict(traces: Sequence[SiteTrace], weights: torch.Tensor) -> torch.Tensor:
@@ -189,7 +179,7 @@ def run_model(
     Args:
         reference: The base, such as `make_tiny_model` returns.
         ids: Token ids.
-        uses: The packs; weights count as they are, see `normalised`.
+        uses: The packs.
         policy: How packs on one layer go together.
         dtype: Arithmetic: F32, or F64 to see what rounding does.
     """

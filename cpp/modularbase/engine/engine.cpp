@@ -288,8 +288,8 @@ void Engine::check_packs(const RequestSpec& spec) const {
         throw InvalidRequestError("packs", "each pack once", "one twice");
       }
     }
-    if (choice.packs.size() > 1 && !(total > 0.0f && std::isfinite(total))) {
-      throw InvalidRequestError("packs weight", "a finite sum above 0", std::to_string(total));
+    if (!std::isfinite(total)) {
+      throw InvalidRequestError("packs weight", "a finite sum", std::to_string(total));
     }
     const bool is_blend = spec.policy == kernels::MergePolicy::kBlend;
     const bool is_fused = backend_.is_cpu() && options_.sites == KernelPath::kFused;

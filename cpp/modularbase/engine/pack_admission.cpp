@@ -1,7 +1,6 @@
 #include "modularbase/engine/pack_admission.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "modularbase/core/errors.h"
 
@@ -57,16 +56,11 @@ PackAdmission::Verdict PackAdmission::try_choice(Sequence& sequence, const PackC
 void PackAdmission::take(Sequence& sequence, const PackChoice& choice) {
   sequence.has_packs = true;
   sequence.pack_set.policy = sequence.spec.policy;
-  const float total =
-      std::accumulate(choice.packs.begin(), choice.packs.end(), 0.0f,
-                      [](float sum, const PackUse& use) { return sum + use.weight; });
-  // One pack keeps the weight it is given; several share the whole.
-  const float norm = choice.packs.size() > 1 ? total : 1.0f;
   bool is_below = false;
   for (std::size_t i = 0; i < choice.packs.size(); ++i) {
     const PackLease& lease = sequence.leases[i];
     sequence.pack_set.entries.push_back(
-        {&lease.pool(), lease.slot(), choice.packs[i].weight / norm, lease.scale()});
+        {&lease.pool(), lease.slot(), choice.packs[i].weight, lease.scale()});
     is_below = is_below || reaches_below(lease);
   }
   if (!choice.packs.empty()) {

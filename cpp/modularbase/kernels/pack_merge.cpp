@@ -61,14 +61,10 @@ float conflict_of(const RowPacks& packs, std::int64_t n_embd) {
   return sum / static_cast<float>(n_pairs);
 }
 
-// The chosen one acts with the weight of all.
 void keep_only(RowPacks& packs, std::size_t chosen) {
-  float total = 0.0f;
   for (std::size_t i = 0; i < packs.n; ++i) {
-    total += packs.weights[i];
     if (i != chosen) packs.amounts[i] = 0.0f;
   }
-  if (packs.weights[chosen] > 0.0f) packs.amounts[chosen] *= total / packs.weights[chosen];
 }
 
 std::size_t largest(const std::array<float, kMaxPacks>& values, std::size_t n) {
@@ -95,21 +91,15 @@ void blend(const RowPacks& packs, std::int64_t n_embd, float* out) {
   }
 }
 
-// The mean over those that agree with the sign of the sum, at the weight of all.
 void elect_signs(const RowPacks& packs, std::int64_t n_embd, float* out) {
-  float total = 0.0f;
-  for (std::size_t i = 0; i < packs.n; ++i) total += std::fabs(packs.amounts[i]);
   for (std::int64_t j = 0; j < n_embd; ++j) {
-    float sum = 0.0f;
-    for (std::size_t i = 0; i < packs.n; ++i) sum += packs.amounts[i] * packs.deltas[i][j];
-    float agreed = 0.0f, weight = 0.0f;
+    float above = 0.0f, below = 0.0f;  // what is added, and what is taken away
     for (std::size_t i = 0; i < packs.n; ++i) {
       const float part = packs.amounts[i] * packs.deltas[i][j];
-      if (part * sum <= 0.0f) continue;
-      agreed += part;
-      weight += std::fabs(packs.amounts[i]);
+      (part > 0.0f ? above : below) += part;
     }
-    if (weight > 0.0f) out[j] += agreed / weight * total;
+    const float sum = above + below;
+    if (sum != 0.0f) out[j] += sum > 0.0f ? above : below;
   }
 }
 

@@ -23,10 +23,10 @@ struct PackUses {
 /// How the packs of one row are joined.
 enum class MergePolicy : std::uint8_t {
   kBlend,     // the weighted sum
-  kBest,      // only the one with the largest weight x token gate, at the weight of all
-  kPriority,  // only the first whose token gate is open (else the one with the largest gate), too
-  kTies,      // by element, the mean of those that agree with the sign of the sum, at the weight of
-              // all (arXiv:2306.01708)
+  kBest,      // only the one with the largest weight x token gate
+  kPriority,  // only the first whose token gate is open, else the one with the largest gate
+  kTies,      // by element, the weighted sum of those that agree with its sign: the election of
+              // arXiv:2306.01708, without its mean
 };
 
 /// One pack's share in a row.

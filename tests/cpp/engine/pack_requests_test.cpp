@@ -82,7 +82,12 @@ TEST_CASE("a pack changes the answer, a pack of weight 0 does not") {
   CHECK(second.ids != base.ids);
   CHECK(first.ids != second.ids);
   CHECK(run_alone(tiny.engine, with_packs(plain, {{1, 0.5f}})).ids != first.ids);
-  CHECK(same_tokens(ids_of(finished(tiny.engine.submit(with_packs(plain, {{1, 0.0f}})))), base));
+  const auto answer_of = [&](const std::vector<PackUse>& packs) {
+    return ids_of(finished(tiny.engine.submit(with_packs(plain, packs))));
+  };
+  CHECK(same_tokens(answer_of({{1, 0.0f}}), base));
+  CHECK(same_tokens(answer_of({{1, 0.0f}, {2, 0.0f}}), base));
+  CHECK(same_tokens(answer_of({{1, 1.0f}, {2, 0.0f}}), first));
   CHECK(same_tokens(ids_of(finished(tiny.engine.submit(with_packs(plain, {})))), base));
 }
 
@@ -232,7 +237,7 @@ TEST_CASE("what makes no sense is refused by name") {
   CHECK(refused({{1}, {1}}) == "packs");
   CHECK(refused({{1, -1.0f}}) == "packs weight");
   CHECK(refused({{1, NAN}}) == "packs weight");
-  CHECK(refused({{1, 0.0f}, {2, 0.0f}}) == "packs weight");
+  CHECK(refused({{1, 0.0f}, {2, 0.0f}}) == "accepted");
   CHECK(refused({{1, 3e38f}, {2, 3e38f}}) == "packs weight");
   RequestSpec best = with_packs(plain, {{1}, {2}});
   best.policy = MergePolicy::kBest;

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.align.__main__ import main, settings_of, tables
+from benchmarks.align.__main__ import main, settings_of, tables, told
 from benchmarks.align.continued import train_next_base
 from benchmarks.align.experiment import Outcome
 from benchmarks.align.scale import Row
@@ -22,6 +22,7 @@ SMALL = {
     "align_steps": 2,
     "align_rates": "1e-4,1e-3",
     "batch_blocks": 4,
+    "align_batch_blocks": 2,
     "block_tokens": 32,
     "measured_blocks": 4,
     "eval_every": 10,
@@ -69,7 +70,14 @@ def test_a_small_run(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
     plain, next_plain, made_for, unaligned, _, anew = losses
     assert made_for < plain and anew < next_plain and unaligned > made_for
     tokens = [case["n_tokens"] for case in cases]
-    assert tokens == [0, 0, 6 * 4 * 32, 0, 2 * 4 * 32, 6 * 4 * 32]
+    assert tokens == [0, 0, 6 * 4 * 32, 0, 2 * 2 * 32, 6 * 4 * 32]
     settings, _ = settings_of(options)
     train_next_base(settings, work / "again.gguf", lambda _: None)
     assert (work / "again.gguf").read_bytes() == (work / "next.gguf").read_bytes()
+
+
+def test_results_name_no_folder_of_the_machine(tmp_path: Path) -> None:
+    settings, _ = settings_of([f"--base={tmp_path / 'base.gguf'}", f"--work={tmp_path / 'work'}"])
+    found = told(settings)
+    assert (found["base"], found["texts"], found["work"]) == ("base.gguf", ".cache/texts", "work")
+    assert found["base_rate"] == "0.0003"

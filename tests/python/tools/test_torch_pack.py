@@ -19,7 +19,6 @@ from tests.tools.torch_pack import (
     SiteTrace,
     conflict,
     mix,
-    normalised,
     run_model,
     run_site,
 )
@@ -148,25 +147,23 @@ def test_packs_meet_only_where_both_have_sites(
     assert 0 < found.choice_gap() < 1
 
 
-def test_blend_and_normalised_weights() -> None:
-    weights = normalised([3, 1])
-    assert weights == [0.75, 0.25]
-    total = mix(trace_of([4.0, 0.0], [0.0, 8.0]), torch.tensor([weights]), "blend")
-    assert total.tolist() == [[3.0, 2.0]]
+def test_blend_by_hand() -> None:
+    total = mix(trace_of([4.0, 0.0], [1.0, 8.0]), torch.tensor([[1.5, 1.0]]), "blend")
+    assert total.tolist() == [[7.0, 8.0]]
 
 
-def test_best_is_chosen_by_weight_and_gate_and_takes_all_weight() -> None:
+def test_best_is_chosen_by_weight_and_gate_and_keeps_its_weight() -> None:
     traces = trace_of([1.0, 1.0], [-2.0, 5.0], gates=[0.5, 1.5])
-    weights = torch.tensor([[0.6, 0.4]])  # 0.6 * 0.5 < 0.4 * 1.5
-    assert mix(traces, weights, "best").tolist() == [[-2.0, 5.0]]
-    assert mix(traces, torch.tensor([[0.9, 0.1]]), "best").tolist() == [[1.0, 1.0]]
+    weights = torch.tensor([[0.75, 0.5]])  # 0.75 * 0.5 < 0.5 * 1.5
+    assert mix(traces, weights, "best").tolist() == [[-1.0, 2.5]]
+    assert mix(traces, torch.tensor([[2.0, 0.5]]), "best").tolist() == [[2.0, 2.0]]
 
 
 def test_ties_by_hand() -> None:
     traces = trace_of([1.0, 2.0, 0.0, 1.0], [-4.0, 4.0, 0.0, -1.0], [2.0, -1.0, 3.0, 0.0])
     weights = torch.tensor([[0.5, 0.25, 0.25]])
     # Weighted sums: 0 (no sign), 1.75 (+), 0.75 (+), 0.25 (+).
-    expected = [0.0, (0.5 * 2 + 0.25 * 4) / 0.75, 3.0, 1.0]
+    expected = [0.0, 0.5 * 2 + 0.25 * 4, 0.25 * 3, 0.5]
     torch.testing.assert_close(mix(traces, weights, "ties"), torch.tensor([expected]))
     torch.testing.assert_close(mix(traces, 2 * weights, "ties"), 2 * torch.tensor([expected]))
 
