@@ -6,7 +6,7 @@
 namespace modularbase::kernels {
 
 bool attention_supported(std::int64_t head_dim) {
-  return head_dim % 16 == 0 && head_dim <= 256;
+  return head_dim % 16 == 0 && head_dim <= kMaxHeadDim;
 }
 
 void attention(const AttentionArgs& args, int, int) {

@@ -89,7 +89,8 @@ struct RopeStoreArgs {
                // the cache
 };
 
-/// Normalises (qwen3) and rotates q and k; writes k and v of every row into the cache.
+/// Normalises (qwen3) and rotates q and k; writes k and v of every row into the exact tier, and q
+/// into the query window where one wants it.
 void rope_store(const RopeStoreArgs& args, int ith, int nth);
 
 class AttentionScratch;
@@ -107,6 +108,7 @@ struct AttentionArgs {
   AttentionScratch* scratch;     // planned for this batch
 };
 
+inline constexpr std::int64_t kMaxHeadDim = 256;
 /// Whether the kernels below handle heads of this width (else the graph uses ggml's ops).
 bool attention_supported(std::int64_t head_dim);
 

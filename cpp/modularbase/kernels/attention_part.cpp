@@ -1,12 +1,15 @@
-// Attention of the few rows of a short span over one part of its positions: reads each key and
+// Attention of the few rows of a short span over one part of what they see: reads each key and
 // value once for all query heads of the group.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <span>
 
+#include "modularbase/kernels/attention_q4.h"
+#include "modularbase/kernels/attention_rows.h"
 #include "modularbase/kernels/attention_scratch.h"
-#include "modularbase/kernels/attention_types.h"
 
 namespace modularbase::kernels {
 namespace {
@@ -14,167 +17,242 @@ namespace {
 constexpr int kMaxGroup = 4;  // query heads per pass: their sums fit the registers
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-/// What one query head has gathered: out = o / sum.
-struct Gathered {
-  float* max;  // [1]
-  float* sum;  // [1]
-  float* o;    // [head_dim]
+/// The blocks of a part that show something to a row.
+struct Pages {
+  Page pages[kPartPages];
+  int n = 0;
+  // Softmax takes so many pages at once: segments are all there, positions come one block after
+  // another so that a row's result is the same at every length of its sequence.
+  int n_at_once = 1;
+
+  void add(const Page& page) { pages[n++] = page; }
+  bool any(bool (*is)(const KvTierLayer&)) const {
+    return std::any_of(pages, pages + n, [&](const Page& page) { return is(*page.tier); });
+  }
 };
 
-// Fetches part of a tile that is read next, while this one is computed: the memory never rests.
-inline void prefetch_lines(const std::uint16_t* tile, std::int64_t first, std::int64_t n_elements) {
-  constexpr std::int64_t kLine = 32;  // elements
-  for (std::int64_t i = 0; i < n_elements; i += kLine) __builtin_prefetch(tile + first + i);
+Pages pages_of(const AttentionArgs& args, const AttentionSpan& span, const AttentionItem& item,
+               int row) {
+  Pages result;
+  const int n_segment_parts = segment_parts(span);
+  if (item.first < n_segment_parts) {
+    result.n_at_once = kPartPages;
+    const int begin = item.first * kPartPages;
+    const int end = std::min(begin + kPartPages, span.n_segments);
+    for (int i = begin; i < end; ++i) {
+      const KvSegment& segment = span.segments[i];
+      if (segment.visible == 0) continue;
+      result.add(page_of(args.kv, segment.tier, segment.block, item.kv_head, segment.visible));
+    }
+    return result;
+  }
+  const int begin = (span.first / kPartTokens + item.first - n_segment_parts) * kPartTokens;
+  const int end = std::min(begin + kPartTokens, span.pos0 + row + 1);
+  for (int at = begin; at < end; at += kBlockTokens) {
+    const int first = std::max(span.first - at, 0);
+    if (first >= kBlockTokens) continue;
+    const std::uint64_t visible = token_bits(first, std::min(kBlockTokens, end - at));
+    const std::int32_t block = span.block_table[at / kBlockTokens];
+    result.add(page_of(args.kv, kExactTier, block, item.kv_head, visible));
+  }
+  return result;
 }
 
-// scores[g][j] = q_g . k_j for 64 tokens (all of them: a partly filled block holds old numbers,
-// ignored later).
-template <class Cache, int G>
-void block_scores(const float* q, std::int64_t head_dim, const std::uint16_t* k, int n_tokens,
-                  const std::uint16_t* ahead, float (*scores)[kBlockTokens]) {
-  for (int j = 0; j < n_tokens; j += 4) {
-    prefetch_lines(ahead, j * head_dim, 4 * head_dim);
-    simd::Vec sums[4][G];
-    for (auto& row : sums) {
-      for (simd::Vec& sum : row) sum = simd::zero();
-    }
-    const std::uint16_t* key = k + j * head_dim;
-    for (std::int64_t d = 0; d < head_dim; d += simd::kLanes) {
-      simd::Vec query[G];
-      for (int g = 0; g < G; ++g) query[g] = simd::load(q + g * head_dim + d);
-      for (int t = 0; t < 4; ++t) {
-        const simd::Vec value = Cache::load(key + t * head_dim + d);
-        for (int g = 0; g < G; ++g) sums[t][g] = simd::fma(query[g], value, sums[t][g]);
-      }
-    }
-    for (int g = 0; g < G; ++g) {
-      simd::sum_lanes4(sums[0][g], sums[1][g], sums[2][g], sums[3][g], scores[g] + j);
-    }
-  }
-}
+/// The query heads of one pass and what each has gathered: out = (o + H rotated) / sum.
+template <int G>
+struct Pass {
+  const float* q;  // [head_dim, G], scaled
+  Q4Queries<G> q4;
+  float* max[G];
+  float* sum[G];
+  float* o[G];        // [head_dim]
+  float* rotated[G];  // [head_dim], where values are rotated; else null
+};
 
-// o_g += sum_j p[g][j] v_j
-template <class Cache, int G>
-void add_values(const float (*p)[kBlockTokens], int n_tokens, const std::uint16_t* v,
-                std::int64_t head_dim, const std::uint16_t* ahead, const Gathered* gathered) {
-  constexpr int kVecs = 4;
-  const auto run = [&]<int N>(std::int64_t d) {
-    simd::Vec o[G][N];
-    for (int g = 0; g < G; ++g) {
-      for (int i = 0; i < N; ++i) o[g][i] = simd::load(gathered[g].o + d + i * simd::kLanes);
-    }
-    for (int j = 0; j < n_tokens; ++j) {
-      prefetch_lines(ahead, j * head_dim, head_dim);
-      simd::Vec value[N];
-      for (int i = 0; i < N; ++i) value[i] = Cache::load(v + j * head_dim + d + i * simd::kLanes);
-      for (int g = 0; g < G; ++g) {
-        const simd::Vec weight = simd::set1(p[g][j]);
-        for (int i = 0; i < N; ++i) o[g][i] = simd::fma(weight, value[i], o[g][i]);
-      }
-    }
-    for (int g = 0; g < G; ++g) {
-      for (int i = 0; i < N; ++i) simd::store(gathered[g].o + d + i * simd::kLanes, o[g][i]);
-    }
-  };
-  std::int64_t d = 0;
-  for (; d + kVecs * simd::kLanes <= head_dim; d += kVecs * simd::kLanes) {
-    run.template operator()<kVecs>(d);
+// Calls f with each vector's place among the scores of some pages, and the bits of its lanes.
+template <class F>
+void for_each_vector(std::span<const Page> pages, const F& f) {
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    const std::uint64_t visible = pages[i].visible;
+    const int n_padded = (std::bit_width(visible) + 15) / 16 * 16;
+    for (int j = 0; j < n_padded; j += simd::kLanes) f(i * kBlockTokens + j, visible >> j);
   }
-  for (; d < head_dim; d += simd::kLanes) run.template operator()<1>(d);
 }
 
 // Turns scores into weights relative to the running maximum, rescaling what was gathered before.
-void online_softmax(float* scores, int n_visible, int n_padded, std::int64_t head_dim,
-                    const Gathered& gathered) {
-  std::fill(scores + n_visible, scores + n_padded, kMinusInfinity);
-  simd::Vec maxima = simd::load(scores);
-  for (int j = simd::kLanes; j < n_padded; j += simd::kLanes) {
-    maxima = simd::max(maxima, simd::load(scores + j));
-  }
-  float lanes[simd::kLanes];
-  simd::store(lanes, maxima);
-  const float new_max = std::max(*gathered.max, *std::max_element(lanes, lanes + simd::kLanes));
-  const float shrink = std::exp(*gathered.max - new_max);  // 0 for the first block: e^-inf
+template <int G>
+void online_softmax(float* scores, std::span<const Page> pages, std::int64_t head_dim, int g,
+                    Pass<G>& pass) {
+  const simd::Vec none = simd::set1(kMinusInfinity);
+  simd::Vec maxima = none;
+  for_each_vector(pages, [&](std::size_t at, std::uint64_t visible) {
+    const simd::Vec masked = simd::select(visible, simd::load(scores + at), none);
+    simd::store(scores + at, masked);
+    maxima = simd::max(maxima, masked);
+  });
+  const float new_max = std::max(*pass.max[g], simd::max_lanes(maxima));
+  // 0 for the first block: e^-inf
+  const float shrink = *pass.max[g] == new_max ? 1.0f : std::exp(*pass.max[g] - new_max);
   const simd::Vec shift = simd::set1(-new_max);
-  for (int j = 0; j < n_padded; j += simd::kLanes) {
-    simd::store(scores + j, simd::exp(simd::load(scores + j) + shift));
-  }
-  std::fill(scores + n_visible, scores + n_padded, 0.0f);
   simd::Vec sums = simd::zero();
-  for (int j = 0; j < n_padded; j += simd::kLanes) sums = sums + simd::load(scores + j);
+  for_each_vector(pages, [&](std::size_t at, std::uint64_t visible) {
+    const simd::Vec weight = simd::exp(simd::load(scores + at) + shift);
+    const simd::Vec masked = simd::select(visible, weight, simd::zero());
+    simd::store(scores + at, masked);
+    sums = sums + masked;
+  });
+  float lanes[simd::kLanes];
   simd::store(lanes, sums);
   float sum = 0.0f;
   for (const float lane : lanes) sum += lane;
-  *gathered.sum = *gathered.sum * shrink + sum;
-  *gathered.max = new_max;
-  if (shrink != 1.0f) {
-    const simd::Vec factor = simd::set1(shrink);
-    for (std::int64_t d = 0; d < head_dim; d += simd::kLanes) {
-      simd::store(gathered.o + d, simd::load(gathered.o + d) * factor);
+  *pass.sum[g] = *pass.sum[g] * shrink + sum;
+  *pass.max[g] = new_max;
+  if (shrink == 1.0f) return;
+  const simd::Vec factor = simd::set1(shrink);
+  for (float* o : {pass.o[g], pass.rotated[g]}) {
+    for (std::int64_t d = 0; o && d < head_dim; d += simd::kLanes) {
+      simd::store(o + d, simd::load(o + d) * factor);
     }
   }
 }
 
-template <class Cache, int G>
-void attend_heads(const AttentionArgs& args, const AttentionSpan& span, const AttentionItem& item,
-                  int row, const float* q, const Gathered* gathered) {
-  const KvLayer& kv = args.kv;
-  const KvTierLayer& tier = kv.tiers[kExactTier];
-  const int position = span.pos0 + row;
-  const int end = std::min((item.first + 1) * kPartTokens, position + 1);
-  alignas(64) float scores[G][kBlockTokens];
-  for (int first = item.first * kPartTokens; first < end; first += kBlockTokens) {
-    const std::int32_t block = span.block_table[first / kBlockTokens];
-    const int n_visible = std::min(kBlockTokens, end - first);
-    const int n_padded = (n_visible + 15) / 16 * 16;
-    const auto elements = [](const std::byte* tile) {
-      return reinterpret_cast<const std::uint16_t*>(tile);
-    };
-    const std::uint16_t* k = elements(key_tile(kv, tier, block, item.kv_head));
-    const std::uint16_t* v = elements(value_tile(kv, tier, block, item.kv_head));
-    const bool is_last = first + kBlockTokens >= end;
-    const std::uint16_t* next_k =
-        is_last ? k
-                : elements(
-                      key_tile(kv, tier, span.block_table[first / kBlockTokens + 1], item.kv_head));
-    block_scores<Cache, G>(q, kv.head_dim, k, n_padded, v, scores);
+/// A tile that is read next.
+struct NextTile {
+  const std::byte* tile;
+  std::size_t n_bytes;
+
+  Prefetch in_steps(int n) const { return Prefetch(tile, n_bytes, n); }
+};
+
+template <int G>
+void page_scores(const Pass<G>& pass, std::int64_t head_dim, const Page& page, const NextTile& next,
+                 float* scores) {
+  switch (page.tier->k_format) {
+    case TileFormat::kQ4Keys:
+      q4_scores<G>(pass.q, pass.q4, head_dim, page, next.in_steps(kBlockTokens / kQ4Lanes / 2),
+                   scores);
+      break;
+    case TileFormat::kQ8_0:
+      row_scores<Q8_0Rows, G>(pass.q, head_dim, page, next.in_steps(kBlockTokens / 4), scores);
+      break;
+    case TileFormat::kBF16:
+      row_scores<BF16Rows, G>(pass.q, head_dim, page, next.in_steps(kBlockTokens / 4), scores);
+      break;
+    default:
+      row_scores<F16Rows, G>(pass.q, head_dim, page, next.in_steps(kBlockTokens / 4), scores);
+  }
+  if (!page.log_weight) return;
+  for (int j = 0; j < kBlockTokens; j += simd::kLanes) {
+    const simd::Vec log_weight = simd::load(page.log_weight + j);
     for (int g = 0; g < G; ++g) {
-      online_softmax(scores[g], n_visible, n_padded, kv.head_dim, gathered[g]);
+      float* at = scores + g * kPartTokens + j;
+      simd::store(at, simd::load(at) + log_weight);
     }
-    add_values<Cache, G>(scores, n_visible, v, kv.head_dim, next_k, gathered);
   }
 }
 
-template <class Cache>
+template <int G>
+void add_page_values(const Pass<G>& pass, std::int64_t head_dim, const Page& page,
+                     const NextTile& next, const float* p) {
+  switch (page.tier->v_format) {
+    case TileFormat::kQ4Values:
+      add_q4_values<G>(p, head_dim, page, next.in_steps(static_cast<int>(head_dim / kQ4Group)),
+                       pass.rotated);
+      break;
+    case TileFormat::kQ8_0:
+      add_row_values<Q8_0Rows, G>(p, head_dim, page, next.in_steps(kBlockTokens), pass.o);
+      break;
+    case TileFormat::kBF16:
+      add_row_values<BF16Rows, G>(p, head_dim, page, next.in_steps(kBlockTokens), pass.o);
+      break;
+    default:
+      add_row_values<F16Rows, G>(p, head_dim, page, next.in_steps(kBlockTokens), pass.o);
+  }
+}
+
+// Scores, weights and values of pages [begin, end).
+template <int G>
+void attend_pages(Pass<G>& pass, std::int64_t head_dim, const Pages& pages, int begin, int end) {
+  const auto next_keys = [&](int i) {
+    const Page& page = pages.pages[std::min(i, pages.n - 1)];
+    return NextTile{page.k, tile_bytes(page.tier->k_format, head_dim)};
+  };
+  const auto next_values = [&](int i) {
+    const Page& page = pages.pages[i];
+    return NextTile{page.v, tile_bytes(page.tier->v_format, head_dim)};
+  };
+  alignas(64) float scores[G * kPartTokens];
+  for (int i = begin; i < end; ++i) {
+    page_scores<G>(pass, head_dim, pages.pages[i],
+                   i + 1 < end ? next_keys(i + 1) : next_values(begin),
+                   scores + (i - begin) * kBlockTokens);
+  }
+  const std::span at_once(pages.pages + begin, pages.pages + end);
+  for (int g = 0; g < G; ++g) {
+    online_softmax<G>(scores + g * kPartTokens, at_once, head_dim, g, pass);
+  }
+  for (int i = begin; i < end; ++i) {
+    add_page_values<G>(pass, head_dim, pages.pages[i],
+                       i + 1 < end ? next_values(i + 1) : next_keys(end),
+                       scores + (i - begin) * kBlockTokens);
+  }
+}
+
+// Query heads [g0, g0 + G) of the group, over all pages.
+template <int G>
+void attend_heads(const AttentionArgs& args, const Pages& pages, const float* source,
+                  float* partial) {
+  const std::int64_t head_dim = args.kv.head_dim;
+  alignas(64) float q[G * kMaxHeadDim];
+  alignas(64) float rotated[G * kMaxHeadDim];
+  for (std::int64_t i = 0; i < G * head_dim; ++i) q[i] = source[i] * args.scale;
+  Pass<G> pass;
+  pass.q = q;
+  if (pages.any([](const KvTierLayer& tier) { return tier.k_format == TileFormat::kQ4Keys; })) {
+    pass.q4.round(q, head_dim);
+  }
+  const bool is_rotated =
+      pages.any([](const KvTierLayer& tier) { return tier.v_format == TileFormat::kQ4Values; });
+  if (is_rotated) std::fill_n(rotated, G * head_dim, 0.0f);
+  for (int g = 0; g < G; ++g) {
+    float* at = partial + g * (head_dim + 2);
+    pass.max[g] = at;
+    pass.sum[g] = at + 1;
+    pass.o[g] = at + 2;
+    pass.rotated[g] = is_rotated ? rotated + g * head_dim : nullptr;
+    at[0] = kMinusInfinity;
+    std::fill(at + 1, at + 2 + head_dim, 0.0f);
+  }
+  for (int i = 0; i < pages.n; i += pages.n_at_once) {
+    attend_pages<G>(pass, head_dim, pages, i, std::min(i + pages.n_at_once, pages.n));
+  }
+  for (int g = 0; is_rotated && g < G; ++g) {
+    hadamard_rotate(pass.rotated[g], head_dim);
+    for (std::int64_t d = 0; d < head_dim; ++d) pass.o[g][d] += pass.rotated[g][d];
+  }
+}
+
 void attend_row(const AttentionArgs& args, const AttentionSpan& span, const AttentionItem& item,
                 int row, float* partial) {
   const std::int64_t head_dim = args.kv.head_dim;
   const std::int64_t group = args.n_head / args.kv.n_head_kv;
-  alignas(64) float q[kMaxGroup * 256];
-  for (std::int64_t g0 = 0; g0 < group; g0 += kMaxGroup) {
-    const int n = static_cast<int>(std::min<std::int64_t>(kMaxGroup, group - g0));
+  const Pages pages = pages_of(args, span, item, row);
+  for (std::int64_t g = 0; g < group; g += kMaxGroup) {
     const float* source =
-        args.qkv + (span.row0 + row) * args.qkv_stride + (item.kv_head * group + g0) * head_dim;
-    for (std::int64_t i = 0; i < n * head_dim; ++i) q[i] = source[i] * args.scale;
-    Gathered gathered[kMaxGroup];
-    for (int g = 0; g < n; ++g) {
-      float* at = partial + (g0 + g) * (head_dim + 2);
-      gathered[g] = {at, at + 1, at + 2};
-      at[0] = kMinusInfinity;
-      std::fill(at + 1, at + 2 + head_dim, 0.0f);
-    }
-    switch (n) {
+        args.qkv + (span.row0 + row) * args.qkv_stride + (item.kv_head * group + g) * head_dim;
+    float* to = partial + g * (head_dim + 2);
+    switch (group - g) {
       case 1:
-        attend_heads<Cache, 1>(args, span, item, row, q, gathered);
+        attend_heads<1>(args, pages, source, to);
         break;
       case 2:
-        attend_heads<Cache, 2>(args, span, item, row, q, gathered);
+        attend_heads<2>(args, pages, source, to);
         break;
       case 3:
-        attend_heads<Cache, 3>(args, span, item, row, q, gathered);
+        attend_heads<3>(args, pages, source, to);
         break;
       default:
-        attend_heads<Cache, 4>(args, span, item, row, q, gathered);
+        attend_heads<kMaxGroup>(args, pages, source, to);
     }
   }
 }
@@ -184,6 +262,7 @@ void merge_row(const AttentionArgs& args, const AttentionSpan& span, const Atten
                int row, const float* partials, std::int64_t part_stride, int n_parts) {
   const std::int64_t head_dim = args.kv.head_dim;
   const std::int64_t group = args.n_head / args.kv.n_head_kv;
+  const std::int64_t wanted = window_row(span, args.layer, row);
   for (std::int64_t g = 0; g < group; ++g) {
     const float* first = partials + g * (head_dim + 2);
     float max = kMinusInfinity;
@@ -200,6 +279,9 @@ void merge_row(const AttentionArgs& args, const AttentionSpan& span, const Atten
       for (std::int64_t d = 0; d < head_dim; d += simd::kLanes) {
         simd::store(out + d, simd::fma(factor, simd::load(part + 2 + d), simd::load(out + d)));
       }
+    }
+    if (wanted >= 0) {
+      span.window->log_mass[wanted * args.n_head + item.kv_head * group + g] = max + std::log(sum);
     }
     const simd::Vec factor = simd::set1(1.0f / sum);
     for (std::int64_t d = 0; d < head_dim; d += simd::kLanes) {
@@ -223,11 +305,7 @@ void attend_part(const AttentionArgs& args, const AttentionItem& item) {
   float* partials = item.n_parts == 1 ? single.get() : args.scratch->partials(item);
   for (int row = 0; row < span.n_rows; ++row) {
     float* partial = partials + (item.n_parts == 1 ? 0 : item.first * part_stride) + row * stride;
-    if (args.kv.tiers[kExactTier].k_format == TileFormat::kBF16) {
-      attend_row<BF16Cache>(args, span, item, row, partial);
-    } else {
-      attend_row<F16Cache>(args, span, item, row, partial);
-    }
+    attend_row(args, span, item, row, partial);
   }
   if (item.n_parts > 1) {
     std::atomic<int>& n_done = args.scratch->n_done(item);
@@ -235,8 +313,7 @@ void attend_part(const AttentionArgs& args, const AttentionItem& item) {
     n_done.store(0, std::memory_order_relaxed);
   }
   for (int row = 0; row < span.n_rows; ++row) {
-    const int n_parts =
-        (span.pos0 + row) / kPartTokens + 1;  // later parts hold nothing of this row
+    const int n_parts = parts_of(span, row);  // later parts hold nothing of this row
     merge_row(args, span, item, row, partials + row * stride, part_stride, n_parts);
   }
 }

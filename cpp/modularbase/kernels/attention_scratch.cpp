@@ -1,14 +1,6 @@
 #include "modularbase/kernels/attention_scratch.h"
 
 namespace modularbase::kernels {
-namespace {
-
-std::int32_t n_parts_of(const AttentionSpan& span) {
-  return (span.pos0 + span.n_rows + kPartTokens - 1) / kPartTokens;
-}
-
-}  // namespace
-
 void AttentionScratch::plan_tiles(const AttentionSpan& span, std::int32_t index,
                                   std::int64_t n_head_kv) {
   // The last rows see the most positions: started first, they do not hold up the end.
@@ -32,7 +24,7 @@ void AttentionScratch::plan(const AttentionBatch& batch, std::int64_t n_head,
   for (std::int32_t i = 0; i < batch.n_spans; ++i) {
     const AttentionSpan& span = batch.spans[i];
     if (span.n_rows >= kTileSpanRows) continue;
-    const std::int32_t n_parts = n_parts_of(span);
+    const std::int32_t n_parts = parts_of(span, span.n_rows - 1);
     for (std::int32_t head = 0; head < n_head_kv; ++head) {
       for (std::int32_t part = 0; part < n_parts; ++part) {
         items_.push_back({i, head, part, n_parts, n_partials, n_merges});

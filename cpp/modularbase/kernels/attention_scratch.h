@@ -13,10 +13,20 @@ namespace modularbase::kernels {
 inline constexpr int kTileSpanRows = 8;
 // Rows of one tile; times the group size they share each converted key and value.
 inline constexpr int kTileRows = 64;
-// A long sequence is split at every so many positions, so that threads can share it.
-inline constexpr int kPartTokens = 256;
+// What a short span sees is split into parts of so many blocks, so that threads can share it: first
+// its segments, counted from the first one, then the positions of its table, counted from 0.
+inline constexpr int kPartPages = 4;
+inline constexpr int kPartTokens = kPartPages * kBlockTokens;
 
-/// One piece of a layer's attention: a tile of rows, or a part of the positions of a short span,
+inline int segment_parts(const AttentionSpan& span) {
+  return (span.n_segments + kPartPages - 1) / kPartPages;
+}
+/// Parts that a row of the span sees.
+inline int parts_of(const AttentionSpan& span, int row) {
+  return segment_parts(span) + (span.pos0 + row) / kPartTokens - span.first / kPartTokens + 1;
+}
+
+/// One piece of a layer's attention: a tile of rows, or a part of what a short span sees,
 /// for one kv head.
 struct AttentionItem {
   std::int32_t span;

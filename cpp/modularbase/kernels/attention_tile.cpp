@@ -2,10 +2,12 @@
 // all rows and query heads of the group. Vector lanes run along the queries, so softmax needs no
 // sums across lanes.
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <vector>
 
+#include "modularbase/kernels/attention_rows.h"
 #include "modularbase/kernels/attention_scratch.h"
-#include "modularbase/kernels/attention_types.h"
 
 namespace modularbase::kernels {
 namespace {
@@ -13,18 +15,20 @@ namespace {
 constexpr int kVecs = 3;
 constexpr int kStrip = kVecs * simd::kLanes;  // queries computed together
 constexpr int kRows = 8;                      // kRows x kVecs sums fit the registers
+constexpr int kBeforeAll = -(1 << 30);        // a position that every row is behind
 constexpr float kMasked = -1e30f;  // far below any score, finite so that differences are too
 
 /// A thread's room for one tile; queries are counted row by row, heads of the group inside a row.
 struct TileRoom {
-  std::vector<float> keys;     // [head_dim, kBlockTokens]
-  std::vector<float> values;   // [head_dim, kBlockTokens]
-  std::vector<float> queries;  // [n_queries, head_dim], scaled
-  std::vector<float> weights;  // [kStrip, kBlockTokens]
-  std::vector<float> o;        // [n_queries, head_dim]
-  std::vector<float> max;      // [n_queries]
-  std::vector<float> sum;      // [n_queries]
-  std::vector<int> position;   // [n_queries]
+  std::vector<float> keys;         // [head_dim, kBlockTokens]
+  std::vector<float> values;       // [head_dim, kBlockTokens]
+  std::vector<float> queries;      // [n_queries, head_dim], scaled
+  std::vector<float> weights;      // [kStrip, kBlockTokens]
+  std::vector<float> o;            // [n_queries, head_dim]
+  std::vector<float> log_weights;  // [n_tokens], or none
+  std::vector<float> max;          // [n_queries]
+  std::vector<float> sum;          // [n_queries]
+  std::vector<int> position;       // [n_queries]
 
   void resize(std::size_t n_queries, std::size_t head_dim) {
     const auto grow = [](auto& v, std::size_t n) {
@@ -80,17 +84,22 @@ class Tile {
     room_.resize(static_cast<std::size_t>(n_queries_), static_cast<std::size_t>(head_dim_));
   }
 
-  template <class Cache>
   void attend() {
     load_queries();
+    for (int i = 0; i < span_.n_segments; ++i) {
+      const KvSegment& segment = span_.segments[i];
+      if (segment.visible == 0) continue;
+      load_page(page_of(args_.kv, segment.tier, segment.block, kv_head_, segment.visible));
+      attend_page(kBeforeAll);
+    }
     const int end = span_.pos0 + first_row_ + n_rows_;  // positions any row of the tile sees
-    for (int first = 0; first < end; first += kBlockTokens) {
-      const int n_tokens = std::min(kBlockTokens, end - first);
-      const std::int32_t block = span_.block_table[first / kBlockTokens];
-      const KvTierLayer& tier = args_.kv.tiers[kExactTier];
-      convert<Cache>(key_tile(args_.kv, tier, block, kv_head_), n_tokens, room_.keys);
-      convert<Cache>(value_tile(args_.kv, tier, block, kv_head_), n_tokens, room_.values);
-      for (std::int64_t strip = 0; strip < n_queries_; strip += kStrip) attend_strip(strip, first);
+    for (int at = span_.first; at < end; at = (at / kBlockTokens + 1) * kBlockTokens) {
+      const int in_block = at % kBlockTokens;
+      const std::uint64_t visible =
+          token_bits(in_block, std::min(kBlockTokens, in_block + end - at));
+      const std::int32_t block = span_.block_table[at / kBlockTokens];
+      load_page(page_of(args_.kv, kExactTier, block, kv_head_, visible));
+      attend_page(at);
     }
     store_outputs();
   }
@@ -120,40 +129,89 @@ class Tile {
     }
   }
 
-  // Tokens past the end become zeros: whatever lies in the cache there must not meet a weight.
-  template <class Cache>
-  void convert(const std::byte* tile, int n_tokens, std::vector<float>& to) {
-    const auto* from = reinterpret_cast<const std::uint16_t*>(tile);
-    for (std::int64_t i = 0; i < n_tokens * head_dim_; i += simd::kLanes) {
-      simd::store(to.data() + i, Cache::load(from + i));
+  void load_page(const Page& page) {
+    n_tokens_ = std::popcount(page.visible);
+    load_rows(page.tier->k_format, page.k, page.visible, room_.keys.data());
+    load_rows(page.tier->v_format, page.v, page.visible, room_.values.data());
+    room_.log_weights.clear();
+    if (!page.log_weight) return;
+    for_each_visible(page.visible,
+                     [&](int token) { room_.log_weights.push_back(page.log_weight[token]); });
+  }
+
+  // Visible tokens move up and the rest becomes zeros: whatever else lies in the cache must not
+  // meet a weight.
+  void load_rows(TileFormat format, const std::byte* tile, std::uint64_t visible, float* rows) {
+    switch (format) {
+      case TileFormat::kF16:
+        convert<F16Rows>(tile, visible, rows);
+        break;
+      case TileFormat::kBF16:
+        convert<BF16Rows>(tile, visible, rows);
+        break;
+      case TileFormat::kQ8_0:
+        convert<Q8_0Rows>(tile, visible, rows);
+        break;
+      default:
+        read_tile(format, tile, head_dim_, rows);
+        float* to = rows;
+        for_each_visible(visible, [&](int token) {
+          std::copy_n(rows + token * head_dim_, head_dim_, to);
+          to += head_dim_;
+        });
     }
-    std::fill(to.begin() + n_tokens * head_dim_, to.begin() + kBlockTokens * head_dim_, 0.0f);
+    std::fill(rows + n_tokens_ * head_dim_, rows + kBlockTokens * head_dim_, 0.0f);
+  }
+
+  template <class Rows>
+  void convert(const std::byte* tile, std::uint64_t visible, float* to) {
+    for_each_visible(visible, [&](int token) {
+      const std::byte* row = tile + token * Rows::row_bytes(head_dim_);
+      for (std::int64_t d = 0; d < head_dim_; d += simd::kLanes) {
+        simd::store(to + d, Rows::load(row, d));
+      }
+      to += head_dim_;
+    });
+  }
+
+  // The loaded tokens have positions from first on.
+  void attend_page(int first) {
+    for (std::int64_t strip = 0; strip < n_queries_; strip += kStrip) attend_strip(strip, first);
   }
 
   void attend_strip(std::int64_t strip, int first) {
     const int last_position = room_.position[static_cast<std::size_t>(strip + kStrip - 1)];
-    const int n_visible = std::min(kBlockTokens, last_position - first + 1);
+    const int n_visible = std::min(n_tokens_, last_position - first + 1);
     if (n_visible <= 0) return;
-    const int n_tokens = (n_visible + kRows - 1) / kRows * kRows;
+    const int n_padded = (n_visible + kRows - 1) / kRows * kRows;
     float* weights = room_.weights.data();
-    for (int token = 0; token < n_tokens; token += kRows) {
+    for (int token = 0; token < n_padded; token += kRows) {
       strip_product<false>(room_.keys.data() + token * head_dim_, head_dim_, 1,
                            room_.queries.data() + strip, n_queries_, weights + token * kStrip,
                            kStrip, static_cast<int>(head_dim_));
     }
+    if (!room_.log_weights.empty()) add_log_weights(n_visible);
     const int first_position = room_.position[static_cast<std::size_t>(strip)];
-    if (first + n_tokens - 1 > first_position) mask(strip, first, n_tokens);
-    softmax(strip, n_tokens);
+    if (n_padded > std::min(n_tokens_, first_position - first + 1)) mask(strip, first, n_padded);
+    softmax(strip, n_padded);
     for (std::int64_t d = 0; d < head_dim_; d += kRows) {
       strip_product<true>(room_.values.data() + d, 1, head_dim_, weights, kStrip,
-                          room_.o.data() + d * n_queries_ + strip, n_queries_, n_tokens);
+                          room_.o.data() + d * n_queries_ + strip, n_queries_, n_padded);
     }
   }
 
-  void mask(std::int64_t strip, int first, int n_tokens) {
+  void add_log_weights(int n_tokens) {
+    for (int i = 0; i < n_tokens * kStrip; i += simd::kLanes) {
+      const auto token = static_cast<std::size_t>(i / kStrip);
+      float* scores = room_.weights.data() + i;
+      simd::store(scores, simd::load(scores) + simd::set1(room_.log_weights[token]));
+    }
+  }
+
+  void mask(std::int64_t strip, int first, int n_padded) {
     for (int query = 0; query < kStrip; ++query) {
       const int position = room_.position[static_cast<std::size_t>(strip + query)];
-      for (int token = std::max(0, position - first + 1); token < n_tokens; ++token) {
+      for (int token = std::clamp(position - first + 1, 0, n_tokens_); token < n_padded; ++token) {
         room_.weights[static_cast<std::size_t>(token) * kStrip + static_cast<std::size_t>(query)] =
             kMasked;
       }
@@ -187,9 +245,15 @@ class Tile {
 
   void store_outputs() {
     for (int row = 0; row < n_rows_; ++row) {
+      const std::int64_t wanted = window_row(span_, args_.layer, first_row_ + row);
       for (std::int64_t g = 0; g < group_; ++g) {
         const std::int64_t query = row * group_ + g;
-        const float scale = 1.0f / room_.sum[static_cast<std::size_t>(query)];
+        const float sum = room_.sum[static_cast<std::size_t>(query)];
+        if (wanted >= 0) {
+          span_.window->log_mass[wanted * args_.n_head + kv_head_ * group_ + g] =
+              room_.max[static_cast<std::size_t>(query)] + std::log(sum);
+        }
+        const float scale = 1.0f / sum;
         float* out = args_.out + (span_.row0 + first_row_ + row) * args_.n_head * head_dim_ +
                      (kv_head_ * group_ + g) * head_dim_;
         for (std::int64_t d = 0; d < head_dim_; ++d) {
@@ -208,18 +272,14 @@ class Tile {
   const std::int64_t group_;
   const std::int64_t head_dim_;
   const std::int64_t n_queries_;  // padded to whole strips
+  int n_tokens_ = 0;              // of the loaded page
 };
 
 }  // namespace
 
 void attend_tile(const AttentionArgs& args, const AttentionItem& item) {
   thread_local TileRoom room;
-  Tile tile(args, item, room);
-  if (args.kv.tiers[kExactTier].k_format == TileFormat::kBF16) {
-    tile.attend<BF16Cache>();
-  } else {
-    tile.attend<F16Cache>();
-  }
+  Tile(args, item, room).attend();
 }
 
 }  // namespace modularbase::kernels

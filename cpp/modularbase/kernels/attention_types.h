@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "modularbase/kernels/attention.h"
@@ -7,15 +8,7 @@
 
 namespace modularbase::kernels {
 
-/// How a cache type's elements become floats.
-struct F16Cache {
-  static simd::Vec load(const std::uint16_t* p) { return simd::load_f16(p); }
-};
-struct BF16Cache {
-  static simd::Vec load(const std::uint16_t* p) { return simd::load_bf16(p); }
-};
-
-/// The [head_dim, kBlockTokens] tile of keys, or of values, of a (block, head).
+/// The tile of keys, or of values, of a (block, head).
 inline std::byte* key_tile(const KvLayer& kv, const KvTierLayer& tier, std::int64_t block,
                            std::int64_t head) {
   return tier.k + static_cast<std::size_t>(block) * tier.block_stride +
@@ -26,5 +19,64 @@ inline std::byte* value_tile(const KvLayer& kv, const KvTierLayer& tier, std::in
   return tier.v + static_cast<std::size_t>(block) * tier.block_stride +
          static_cast<std::size_t>(head) * tile_bytes(tier.v_format, kv.head_dim);
 }
+
+/// What one block shows of one head.
+struct Page {
+  const KvTierLayer* tier;
+  const std::byte* k;
+  const std::byte* v;
+  const float* log_weight;  // [kBlockTokens], added to the scores; or null
+  std::uint64_t visible;    // never 0
+};
+
+inline Page page_of(const KvLayer& kv, std::int32_t tier_index, std::int64_t block,
+                    std::int64_t head, std::uint64_t visible) {
+  const KvTierLayer& tier = kv.tiers[tier_index];
+  const float* log_weight = nullptr;
+  if (tier.log_weight) {
+    log_weight = reinterpret_cast<const float*>(tier.log_weight + static_cast<std::size_t>(block) *
+                                                                      tier.block_stride) +
+                 head * kBlockTokens;
+  }
+  return {&tier, key_tile(kv, tier, block, head), value_tile(kv, tier, block, head), log_weight,
+          visible};
+}
+
+/// The index of a row's place in its window, counted over layers; -1 where nobody wants it, or
+/// where a later row of the span takes the same place.
+inline std::int64_t window_row(const AttentionSpan& span, int layer, int row) {
+  const QueryWindow* window = span.window;
+  const std::int32_t position = span.pos0 + row;
+  if (!window || position % window->stride != 0) return -1;
+  if (row + window->stride * window->n_rows < span.n_rows) return -1;
+  const std::int64_t first = static_cast<std::int64_t>(layer) * window->n_rows;
+  return first + position / window->stride % window->n_rows;
+}
+
+/// Bits [first, end) of a block, 0 <= first < end <= kBlockTokens.
+inline std::uint64_t token_bits(int first, int end) {
+  return ~std::uint64_t{0} << first & ~std::uint64_t{0} >> (kBlockTokens - end);
+}
+
+/// Fetches a tile that is read next in steps, while another one is computed: the memory never
+/// rests.
+class Prefetch {
+ public:
+  Prefetch(const std::byte* tile, std::size_t n_bytes, int n_steps)
+      : at_(tile),
+        end_(tile + n_bytes),
+        step_bytes_((n_bytes / static_cast<std::size_t>(n_steps) + kLine - 1) / kLine * kLine) {}
+
+  void step() {
+    const std::byte* stop = std::min(at_ + step_bytes_, end_);
+    for (; at_ < stop; at_ += kLine) __builtin_prefetch(at_);
+  }
+
+ private:
+  static constexpr std::size_t kLine = 64;
+  const std::byte* at_;
+  const std::byte* end_;
+  std::size_t step_bytes_;
+};
 
 }  // namespace modularbase::kernels

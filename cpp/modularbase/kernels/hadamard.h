@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 namespace modularbase::kernels {
 
@@ -13,23 +14,49 @@ inline std::int64_t hadamard_size(std::int64_t head_dim) {
   return std::min(head_dim & -head_dim, kMaxHadamard);
 }
 
-/// x [head_dim] = H x in place, each hadamard_size(head_dim) numbers by themselves; H is its own
-/// inverse. Sylvester's matrix over sqrt(n) in n log2 n additions.
+namespace detail {
+
+using Floats16 = float __attribute__((vector_size(64)));
+
+// The butterflies inside 16 numbers: each number plus its partner, or the partner minus it.
+inline Floats16 rotate_16(Floats16 x) {
+  constexpr Floats16 kBy1 = {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1};
+  constexpr Floats16 kBy2 = {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1};
+  constexpr Floats16 kBy4 = {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1};
+  constexpr Floats16 kBy8 = {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1};
+  x = __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14) +
+      x * kBy1;
+  x = __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13) +
+      x * kBy2;
+  x = __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11) +
+      x * kBy4;
+  return __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7) +
+         x * kBy8;
+}
+
+}  // namespace detail
+
+/// x [head_dim] = H x in place, hadamard_size(head_dim) numbers at a time; head_dim is a multiple
+/// of 16. H is Sylvester's Hadamard matrix over sqrt(n), its own inverse, in n log2 n additions.
 inline void hadamard_rotate(float* x, std::int64_t head_dim) {
+  constexpr std::int64_t kWidth = 16;
   const std::int64_t n = hadamard_size(head_dim);
+  const std::int64_t n_vecs = n / kWidth;
   const float scale = 1.0f / std::sqrt(static_cast<float>(n));
   for (float* part = x; part < x + head_dim; part += n) {
-    for (std::int64_t half = 1; half < n; half *= 2) {
-      for (std::int64_t i = 0; i < n; i += 2 * half) {
-        for (std::int64_t j = i; j < i + half; ++j) {
-          const float a = part[j];
-          const float b = part[j + half];
-          part[j] = a + b;
-          part[j + half] = a - b;
-        }
+    detail::Floats16 v[kMaxHadamard / kWidth];
+    for (std::int64_t i = 0; i < n_vecs; ++i) {
+      std::memcpy(&v[i], part + i * kWidth, sizeof(v[i]));
+      v[i] = detail::rotate_16(v[i]) * scale;
+    }
+    for (std::int64_t half = 1; half < n_vecs; half *= 2) {
+      for (std::int64_t i = 0; i < n_vecs; i += (i + 1) % half == 0 ? half + 1 : 1) {
+        const detail::Floats16 a = v[i];
+        v[i] = a + v[i + half];
+        v[i + half] = a - v[i + half];
       }
     }
-    for (std::int64_t i = 0; i < n; ++i) part[i] *= scale;
+    std::memcpy(part, v, static_cast<std::size_t>(n) * sizeof(float));
   }
 }
 

@@ -8,10 +8,6 @@
 namespace modularbase::kernels {
 namespace {
 
-bool is_q4(TileFormat format) {
-  return format == TileFormat::kQ4Keys || format == TileFormat::kQ4Values;
-}
-
 ggml_type row_type(TileFormat format) {
   switch (format) {
     case TileFormat::kBF16:
@@ -31,7 +27,12 @@ bool tile_supported(TileFormat format, std::int64_t head_dim) {
 }
 
 std::size_t tile_bytes(TileFormat format, std::int64_t head_dim) {
-  if (is_q4(format)) return q4_tile_bytes(head_dim);
+  if (format == TileFormat::kQ4Keys) {
+    return static_cast<std::size_t>(Q4Layout::keys(head_dim).bytes());
+  }
+  if (format == TileFormat::kQ4Values) {
+    return static_cast<std::size_t>(Q4Layout::values(head_dim).bytes());
+  }
   return kBlockTokens * ggml_row_size(row_type(format), head_dim);
 }
 

@@ -12,13 +12,13 @@ inline constexpr int kBlockTokens = 64;  // tokens in one KV block
 ///
 /// kF16, kBF16: [token][head_dim].
 /// kQ8_0: ggml's block_q8_0 rows, [token][head_dim / 32].
-/// kQ4Keys: H (k - mean) in signed nibbles. mean F16 [head_dim] is the block's own; scales F16
-///   [head_dim / 32][token]; nibbles as quad_offset() says, 16 tokens by 4 dims a register.
-/// kQ4Values: v - mean in signed nibbles. mean F16 [head_dim]; scales F16 [2][head_dim], one for
-///   each half of the tokens; nibbles 16 dims by 4 tokens a register.
+/// kQ4Keys: H (k - mean) in signed half-bytes: mean F16 [head_dim], the block's own; scales F16
+///   [head_dim / 32][token], then half-bytes for dot products over dims (kv_tile_q4.h).
+/// kQ4Values: H v in signed half-bytes: scales F16 [head_dim / 32][token], then half-bytes for dot
+///   products over tokens.
 ///
 /// H is the Hadamard matrix over sqrt(n), n the largest power of two that divides head_dim, at most
-/// 128: it spreads the few large dims of a key over all of them (QuaRot, arXiv:2404.00456).
+/// 128: it spreads the few large dims of a row over all of them (QuaRot, arXiv:2404.00456).
 enum class TileFormat : std::uint8_t { kF16, kBF16, kQ8_0, kQ4Keys, kQ4Values };
 
 /// Whether rows of head_dim numbers fit the format: whole groups of 32 for the quantised ones.

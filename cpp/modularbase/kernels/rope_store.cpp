@@ -1,3 +1,5 @@
+#include <ggml-cpu.h>
+
 #include <cmath>
 
 #include "modularbase/kernels/attention.h"
@@ -40,6 +42,10 @@ void rope_store_row(const RopeStoreArgs& args, const AttentionSpan& span, int ro
   for (std::int64_t head = 0; head < args.n_head; ++head) {
     if (args.q_norm) normalise(q + head * head_dim, args.q_norm, head_dim, args.norm_eps);
     rotate(q + head * head_dim, cos, sin, args.rope_dim, args.style);
+  }
+  if (const std::int64_t wanted = window_row(span, args.layer, row_in_span); wanted >= 0) {
+    const std::int64_t n = args.n_head * head_dim;
+    ggml_cpu_fp32_to_fp16(q, span.window->queries + wanted * n, n);
   }
   const std::int32_t block = span.block_table[position / kBlockTokens];
   const int token = position % kBlockTokens;

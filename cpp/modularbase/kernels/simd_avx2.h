@@ -59,6 +59,22 @@ inline Vec load_bf16_first(const std::uint16_t* p, int n) {
   return widen_bf16(load_bits_first(p, n));
 }
 
+/// Signed bytes as floats.
+inline Vec load_s8(const std::int8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+/// One F16 number in all lanes.
+inline Vec set1_f16(std::uint16_t bits) {
+  return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(bits)));
+}
+/// v in the lanes whose bit is set, otherwise in the others.
+inline Vec select(std::uint64_t bits, Vec v, Vec otherwise) {
+  const __m256i lane_bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bits);
+  return _mm256_blendv_ps(otherwise, v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane_bits)));
+}
+
 inline Vec fma(Vec a, Vec b, Vec c) {
   return _mm256_fmadd_ps(a, b, c);
 }
@@ -74,6 +90,12 @@ inline Vec round(Vec v) {
 inline Vec scale_by_pow2(Vec v, Vec n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return v * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+
+inline float max_lanes(Vec v) {
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
 
 /// out[i] = sum of the lanes of v[i]. The same tree for each of the four, so that equal vectors

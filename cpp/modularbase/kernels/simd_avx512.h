@@ -54,6 +54,20 @@ inline Vec load_bf16_first(const std::uint16_t* p, int n) {
   return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
 
+/// Signed bytes as floats.
+inline Vec load_s8(const std::int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+/// One F16 number in all lanes.
+inline Vec set1_f16(std::uint16_t bits) {
+  return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<short>(bits)));
+}
+/// v in the lanes whose bit is set, otherwise in the others.
+inline Vec select(std::uint64_t bits, Vec v, Vec otherwise) {
+  return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), otherwise, v);
+}
+
 inline Vec fma(Vec a, Vec b, Vec c) {
   return _mm512_fmadd_ps(a, b, c);
 }
@@ -68,6 +82,10 @@ inline Vec round(Vec v) {
 }
 inline Vec scale_by_pow2(Vec v, Vec n) {
   return _mm512_scalef_ps(v, n);
+}
+
+inline float max_lanes(Vec v) {
+  return _mm512_reduce_max_ps(v);
 }
 
 /// out[i] = sum of the lanes of v[i]. The same tree for each of the four, so that equal vectors

@@ -59,6 +59,21 @@ inline Vec load_bf16(const std::uint16_t* p) {
   return load_bf16_first(p, kLanes);
 }
 
+/// Signed bytes as floats.
+inline Vec load_s8(const std::int8_t* p) {
+  return Vec{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+             static_cast<float>(p[3])};
+}
+/// One F16 number in all lanes.
+inline Vec set1_f16(std::uint16_t bits) {
+  return widen_f16(Bits{bits, bits, bits, bits});
+}
+/// v in the lanes whose bit is set, otherwise in the others.
+inline Vec select(std::uint64_t bits, Vec v, Vec otherwise) {
+  for (int i = 0; i < kLanes; ++i) v[i] = (bits >> i & 1) != 0 ? v[i] : otherwise[i];
+  return v;
+}
+
 inline Vec fma(Vec a, Vec b, Vec c) {
   return a * b + c;
 }
@@ -76,6 +91,12 @@ inline Vec scale_by_pow2(Vec v, Vec n) {
   using Ints = std::int32_t __attribute__((vector_size(16)));
   const Ints exponent = __builtin_convertvector(n, Ints) + 127;
   return v * std::bit_cast<Vec>(exponent << 23);
+}
+
+inline float max_lanes(Vec v) {
+  const float low = v[0] > v[1] ? v[0] : v[1];
+  const float high = v[2] > v[3] ? v[2] : v[3];
+  return low > high ? low : high;
 }
 
 /// out[i] = sum of the lanes of v[i]. The same tree for each of the four, so that equal vectors

@@ -251,3 +251,57 @@ TEST_CASE("rope_store rotates, normalises and writes what ggml's definition says
     }
   }
 }
+
+TEST_CASE("rope_store keeps Q8_0 rows, and in the window the queries that the stride picks") {
+  constexpr std::int64_t kHeadDim = 32, kHeads = 2, kWindowRows = 2;
+  constexpr int kRows = 7, kFirst = 62, kStride = 2, kLayer = 1;
+  std::vector<std::byte> tiles(2 * 2 * tile_bytes(TileFormat::kQ8_0, kHeadDim));
+  KvLayer kv{.n_head_kv = 1, .head_dim = kHeadDim, .tiers = {}};
+  kv.tiers[kExactTier] = {.k_format = TileFormat::kQ8_0,
+                          .v_format = TileFormat::kQ8_0,
+                          .k = tiles.data(),
+                          .v = tiles.data() + tiles.size() / 2,
+                          .log_weight = nullptr,
+                          .block_stride = tiles.size() / 4};
+  std::vector<std::uint16_t> queries(kHeadDim * kHeads * kWindowRows * (kLayer + 1), 0x7fff);
+  const QueryWindow window{queries.data(), nullptr, kWindowRows, kStride};
+  const std::int32_t table[] = {1, 0};
+  const AttentionSpan span{
+      .row0 = 0, .n_rows = kRows, .pos0 = kFirst, .block_table = table, .window = &window};
+  // Angles of zero: nothing rotates.
+  const std::vector<float> cos(kRows * kHeadDim / 2, 1.0f), sin(cos.size(), 0.0f);
+  const AttentionBatch batch{&span, 1, kRows, cos.data(), sin.data()};
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  std::vector<float> qkv(kRows * 4 * kHeadDim);
+  for (float& value : qkv) value = normal(random);
+  rope_store(
+      {&batch, kv, kHeads, kHeadDim, RopeStyle::kNeox, nullptr, nullptr, 0.0f, kLayer, qkv.data()},
+      0, 1);
+  std::vector<float> keys(kBlockTokens * kHeadDim), values(keys.size());
+  for (int row = 0; row < kRows; ++row) {
+    const std::size_t tile_at =
+        static_cast<std::size_t>(table[(kFirst + row) / kBlockTokens]) * tiles.size() / 4;
+    read_tile(TileFormat::kQ8_0, tiles.data() + tile_at, kHeadDim, keys.data());
+    read_tile(TileFormat::kQ8_0, tiles.data() + tiles.size() / 2 + tile_at, kHeadDim,
+              values.data());
+    for (int d = 0; d < kHeadDim; ++d) {
+      const float* from = qkv.data() + row * 4 * kHeadDim + d;
+      const auto at = static_cast<std::size_t>((kFirst + row) % kBlockTokens * kHeadDim + d);
+      // Half a step of the largest of 32, at most 4 / 127 here.
+      CHECK(std::fabs(keys[at] - from[2 * kHeadDim]) < 0.016f);
+      CHECK(std::fabs(values[at] - from[3 * kHeadDim]) < 0.016f);
+    }
+  }
+  for (std::size_t i = 0; i < queries.size(); ++i) {
+    const std::size_t n_row = kHeads * kHeadDim;
+    const std::size_t place = i / n_row;
+    if (place < kWindowRows) {
+      CHECK(queries[i] == 0x7fff);  // of another layer
+      continue;
+    }
+    // The last even positions: 66 (place 1, as 33 is odd) and 68 (place 0).
+    const std::size_t row = place == kWindowRows ? 68 - kFirst : 66 - kFirst;
+    CHECK(queries[i] == ggml_fp32_to_fp16(qkv[row * 4 * kHeadDim + i % n_row]));
+  }
+}
