@@ -42,7 +42,10 @@ class Fit {
     if (!top_share) return std::nullopt;
     multiply(room_.weights, room_.values, room_.targets);
     if (!select_keys()) return std::nullopt;
-    if (n_slots_ < n_distinct() && (fit_weights(), !fit_values())) return std::nullopt;
+    if (n_slots_ < n_distinct()) {
+      fit_weights();
+      if (!fit_values()) return std::nullopt;
+    }
     return result(*top_share);
   }
 
@@ -122,8 +125,7 @@ bool Fit::select_keys() {
 }
 
 /// Turns room.products into room.gram and adds a ridge, given in units of the mean diagonal.
-///
-/// Returns: The ridge that was added.
+/// Returns the ridge that was added.
 double Fit::load_gram(double relative_ridge) {
   const auto n = static_cast<std::size_t>(n_slots_);
   room_.gram.resize(n * n);

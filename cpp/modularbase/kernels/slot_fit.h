@@ -65,8 +65,8 @@ struct SlotFitRoom {
 ///
 /// Equal keys count as one. A span of at most n_slots different keys is reproduced exactly.
 ///
-/// Returns: Nothing where numbers are not finite, there are no keys, queries or slots, or more
-/// slots than keys.
+/// Nothing where numbers are not finite, there are no keys, queries or slots, or more slots than
+/// keys.
 std::optional<SlotFit> fit_slots(const SlotFitArgs& args, SlotFitRoom& room);
 
 /// The attention that each key received, summed over the queries: [n_keys]. Reads neither values

@@ -13,13 +13,9 @@ namespace modularbase::kernels {
 /// the least of the targets unexplained. Keeps its memory between calls.
 class ColumnSelection {
  public:
-  /// Args:
-  ///   columns: [n_queries, n_keys].
-  ///   targets: [n_queries, n_targets].
-  ///   n_rows: Queries that count: the first so many.
-  ///   picks: As many as are wanted, at most n_keys; filled in the order in which they are picked.
-  ///
-  /// Returns: false if the numbers are not finite.
+  /// Fills picks, at most n_keys, in the order in which columns are picked. Of columns [n_queries,
+  /// n_keys] and targets [n_queries, n_targets] the first n_rows rows count. False if the numbers
+  /// are not finite.
   bool select(const PaddedMatrix& columns, const PaddedMatrix& targets, std::int64_t n_rows,
               std::span<std::int64_t> picks);
 

@@ -16,8 +16,7 @@ constexpr std::int64_t kHeldOutEvery = 4;
 constexpr float kNoKey = -1e30f;  // far below any score, finite so that differences are too
 
 /// Adds the log counts to a row of scores; the columns after the last key get kNoKey.
-///
-/// Returns: The maximum; NaN if a score is not finite.
+/// Returns the maximum; NaN if a score is not finite.
 float finish_scores(const float* log_counts, std::int64_t n_keys, std::int64_t stride,
                     float* scores) {
   Vec most = simd::set1(kNoKey), check = simd::zero();
@@ -35,9 +34,7 @@ float finish_scores(const float* log_counts, std::int64_t n_keys, std::int64_t s
          std::accumulate(checks, checks + kLanes, 0.0f);
 }
 
-/// Scores become softmax(scores).
-///
-/// Returns: ln sum exp(score).
+/// Scores become softmax(scores). Returns ln sum exp(score).
 float softmax(float max, std::int64_t stride, float* scores) {
   Vec sums = simd::zero();
   for (std::int64_t k = 0; k < stride; k += kLanes) {

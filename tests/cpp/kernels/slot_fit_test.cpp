@@ -367,6 +367,13 @@ TEST_CASE("queries that give the span no attention do not steer the fit") {
   CHECK(with->keys == without->keys);
   CHECK(with->error == doctest::Approx(without->error).epsilon(1e-3));
 
+  Span faint = span;  // what counts is the span's share of one query's attention against another's
+  for (float& mass : faint.log_mass) mass += 60.0f;
+  const auto same = fit(faint.args(8));
+  REQUIRE(same);
+  CHECK(same->keys == without->keys);
+  CHECK(same->error == doctest::Approx(without->error).epsilon(1e-3));
+
   Span none = span;  // nobody looks at the span at all
   std::fill(none.log_mass.begin(), none.log_mass.end(), 1e4f);
   const auto unseen = fit(none.args(8));
