@@ -151,9 +151,11 @@ def test_a_long_rule_is_important(chat_of: ChatOf) -> None:
 
 
 def test_a_rule_does_not_drown_in_a_long_sentence(chat_of: ChatOf) -> None:
-    sentence = "It was grey and quiet" + ", and nobody was there" * 25 + "."
+    sentence = "It was grey and quiet" + ", and nobody was there" * 14 + "."
     tiers = tiers_of(chat_of, {"role": "user", "content": f"Never lie. {sentence}"})
     assert tiers == [Tier.KEY, None]
+    rows = graded(chat_of([FIRST, {"role": "user", "content": sentence}]))
+    assert 96 < sum(s.n_tokens for s, _ in rows if s.message_index == 1 and s.kind == "prose") < 190
 
 
 def test_what_is_announced_is_kept_too(chat_of: ChatOf) -> None:
