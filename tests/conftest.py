@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parents[1]
 _CACHE = _ROOT / ".cache" / "test-models"
+_LLAMA_CPP = _ROOT / ".cache" / "llama_cpp_models"
 
 
 class TinyModelFactory(Protocol):
@@ -60,3 +64,32 @@ def smollm2_f16(smollm2: Path) -> Path:
         dequantised(smollm2, part)
         part.replace(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_models_dir() -> Path:
+    """The `models` folder of llama.cpp, with its vocabularies and their expected encodings."""
+    local = os.environ.get("MODULARBASE_LLAMA_CPP_DIR")
+    if local:
+        return Path(local) / "models"
+    if not (_LLAMA_CPP / "complete").exists():
+        _extract_models(_LLAMA_CPP)
+    return _LLAMA_CPP
+
+
+def _extract_models(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder.parent / "llama_cpp_python.tar.gz"
+    fetch = [sys.executable, str(_ROOT / "tools" / "fetch_ggml.py"), "--archive", str(archive)]
+    subprocess.run(fetch, check=True)
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            _, _, inside = member.name.partition("/vendor/llama.cpp/models/")
+            wanted = inside.startswith(("ggml-vocab-", "templates/")) and member.isfile()
+            data = tar.extractfile(member) if wanted else None
+            if data is not None:
+                target = folder / inside
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(data.read())
+    archive.unlink()  # the script keeps it in the user's cache
+    (folder / "complete").touch()

@@ -34,7 +34,6 @@ h2 { font-size: .8rem; margin: 0; opacity: .6; text-transform: uppercase; }
 .key { background: #2a92; }
 .important { background: #28f2; }
 .redundant { background: #8883; opacity: .65; }
-.control { font-size: .75rem; }
 .window { text-decoration: underline dotted; }
 </style>
 </head>

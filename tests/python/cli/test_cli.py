@@ -27,7 +27,12 @@ COMMAND = Path(sys.executable).with_name("modularbase")
 def test_help(cli: Cli) -> None:
     shown = cli("--help")
     assert shown.code == 0
-    for command in ("generate", "chat", "bench", "score", "info", "doctor", "base", "pack"):
+    runs, shows, keeps = (
+        ("generate", "chat", "bench", "score"),
+        ("info", "doctor"),
+        ("base", "pack"),
+    )
+    for command in (*runs, *shows, *keeps, "context"):
         assert command in shown.out
         assert cli(command, "--help").code == 0
 

@@ -119,6 +119,7 @@ def test_told_phrases_are_not_prose() -> None:
         ("user", "colour: red", Tier.KEY),
         ("user", "It was in a place named Lund.", Tier.KEY),
         ("user", "It was lovely in Lund.", Tier.IMPORTANT),
+        ("user", "I work on boats.", Tier.IMPORTANT),
         ("user", "바다는 잿빛이고 조용했다.", Tier.IMPORTANT),
         ("assistant", "바다는 잿빛이고 조용했다.", None),
         ("tool", "It was quiet there.", Tier.KEY),
@@ -147,6 +148,14 @@ def test_a_long_rule_is_important(chat_of: ChatOf) -> None:
     assert tiers_of(chat_of, {"role": "user", "content": rule}) == [Tier.IMPORTANT]
     # Longer than a span: what follows the rule's first word counts, too.
     assert tiers_of(chat_of, {"role": "user", "content": rule * 3}) == [Tier.IMPORTANT] * 3
+
+
+def test_a_rule_does_not_drown_in_a_long_sentence(chat_of: ChatOf) -> None:
+    sentence = "It was grey and quiet" + ", and nobody was there" * 14 + "."
+    tiers = tiers_of(chat_of, {"role": "user", "content": f"Never lie. {sentence}"})
+    assert tiers == [Tier.KEY, None]
+    rows = graded(chat_of([FIRST, {"role": "user", "content": sentence}]))
+    assert 96 < sum(s.n_tokens for s, _ in rows if s.message_index == 1 and s.kind == "prose") < 190
 
 
 def test_what_is_announced_is_kept_too(chat_of: ChatOf) -> None:

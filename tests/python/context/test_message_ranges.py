@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.context.message_ranges import find_message_ranges
+from modularbase.errors import ChatTemplateError
 from modularbase.types import Message
 from tests.python.context.conftest import CHATML
 
@@ -27,6 +30,22 @@ def ranges_of(source: str, messages: list[Message]) -> list[tuple[int, str]]:
     edges = [edge for r in found for edge in (r.begin, r.end)]
     assert edges == sorted(edges) and (not edges or edges[-1] <= len(text))
     return [(r.message_index, text[r.begin : r.end]) for r in found]
+
+
+def test_published_templates(llama_cpp_models_dir: Path) -> None:
+    n_found = 0
+    for path in sorted((llama_cpp_models_dir / "templates").glob("*.jinja")):
+        source = path.read_text(encoding="utf-8")
+        for messages in (TALK, TALK[1:]):
+            try:
+                found = ranges_of(source, messages)
+            except ChatTemplateError:  # it needs variables we do not give, or refuses the messages
+                continue
+            texts = sorted((index, text.strip()) for index, text in found)
+            expected = [(i, str(message["content"]).strip()) for i, message in enumerate(messages)]
+            assert texts == expected, path.name
+            n_found += 1
+    assert n_found > 100
 
 
 def test_texts_that_look_like_the_frame() -> None:

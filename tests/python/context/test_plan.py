@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.tokenizer import Tokenizer
+from modularbase.context.budget import Account, GradedSpan, fit_budget
 from modularbase.context.chat import Chat
 from modularbase.context.costs import TierCosts
 from modularbase.context.floors import find_floors
 from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
 from modularbase.context.scores import SpanSignals
-from modularbase.context.spans import cut_spans
+from modularbase.context.spans import Span, cut_spans
 from modularbase.errors import BaseLoadError, ContextBudgetError, InvalidRequestError
 from modularbase.types import ContextOptions, Message, Tier
 from tests.python.context.conftest import CHATML, ChatOf
@@ -149,6 +150,19 @@ def test_the_least_score_per_byte_goes_first(long_chat: Chat) -> None:
     for one, (other, _) in itertools.product(gone, kept):
         if one.n_tokens == other.n_tokens and other.end <= window_start:
             assert one.start > other.start
+
+
+def test_low_scores_do_not_favour_what_saves_little() -> None:
+    lengths, scores = (200, 20, 200), (-0.9, -0.5, 1.0)
+    spans: list[GradedSpan] = []
+    for n_tokens, score in zip(lengths, scores, strict=True):
+        start = sum(span.span.n_tokens for span in spans)
+        span = Span(start, n_tokens, 0, "assistant", "prose", "x", None)
+        spans.append(GradedSpan(span, None, Tier.IMPORTANT, False, True, score, "no floor"))
+    options = ContextOptions(window_tokens=0, budget_bytes=int(300 * 6660.0))
+    fit_budget(spans, frozenset(), Account(COSTS, options, sum(lengths)), options)
+    # -0.5 / 20 is less than -0.9 / 200, but the short one's loss buys less.
+    assert [span.is_summarised for span in spans] == [True, False, False]
 
 
 def test_what_the_user_said_goes_last(long_chat: Chat) -> None:
