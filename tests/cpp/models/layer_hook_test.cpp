@@ -49,15 +49,15 @@ class HookTest {
         file_(GgufFile::open(temp_.path())),
         backend_("cpu", 1),
         model_(load_model(file_, backend_, DType::kKeep)),
-        memory_({2, 2, 32, GGML_TYPE_F16}, 1, backend_),
-        lower_({1, 2, 32, GGML_TYPE_F16, 0, 64}, 1, backend_),
-        upper_({1, 2, 32, GGML_TYPE_F16, 1, 0}, 1, backend_) {}
+        all_({2, 2, 32, GGML_TYPE_F16}, 1, budget_, backend_),
+        lower_({1, 2, 32, GGML_TYPE_F16, 0, 64}, 1, budget_, backend_),
+        upper_({1, 2, 32, GGML_TYPE_F16, 1, 0}, 1, budget_, backend_) {}
 
   /// The nodes of the whole forward pass, in the order of execution.
   std::vector<std::string> nodes(KernelPath path, LayerHook* hook, TapPoint* tap = nullptr) {
     Graph graph(256);
     GraphBuilder g(graph);
-    FusedAttention attention(model_->config, {{&memory_, &batch_, &scratch_}});
+    FusedAttention attention(model_->config, {{&all_, &batch_, &scratch_}});
     const ForwardArgs args{.linear_path = path,
                            .attention = &attention,
                            .hook = hook,
@@ -76,7 +76,7 @@ class HookTest {
     GraphBuilder g(graph);
     FusedAttention attention(model_->config,
                              {{&lower_, &batch_, &scratch_}, {&upper_, &batch_, &scratch_}});
-    MidRows mid{0, lower_.mid(), nullptr, nullptr};
+    MidRows mid{0, lower_.memory().mid(), nullptr, nullptr};
     ForwardArgs args{.linear_path = KernelPath::kFused,
                      .attention = &attention,
                      .hook = hook,
@@ -106,9 +106,10 @@ class HookTest {
   GgufFile file_;
   Backend backend_;
   std::unique_ptr<Model> model_;
-  KvMemory memory_;  // all layers in one group
-  KvMemory lower_;
-  KvMemory upper_;
+  KvBudget budget_{std::size_t{1} << 30};
+  KvGroup all_;  // all layers in one group
+  KvGroup lower_;
+  KvGroup upper_;
   kernels::AttentionBatch batch_{};
   kernels::AttentionScratch scratch_;
 };
