@@ -39,6 +39,18 @@ std::vector<bool> wide_keys(const Model& model) {
   return wide;
 }
 
+std::vector<bool> detail_layers(const std::vector<int>& layers, std::int64_t n_layer) {
+  std::vector<bool> details(static_cast<std::size_t>(n_layer), false);
+  for (const int layer : layers) {
+    if (layer < 0 || layer >= n_layer) {
+      throw InvalidRequestError("kv_detail_layers", "layers 0.." + std::to_string(n_layer - 1),
+                                std::to_string(layer));
+    }
+    details[static_cast<std::size_t>(layer)] = true;
+  }
+  return details;
+}
+
 }  // namespace
 
 std::int64_t resolve_n_blocks(std::int64_t budget_bytes, std::size_t block_bytes,
@@ -69,7 +81,8 @@ KvTiers resolve_tiers(const ResolvedOptions& options, const Model& model, const 
   }
   return {.has_important = true,
           .has_redundant = options.tiers.mode == KvMode::kTiered,
-          .wide_keys = wide_keys(model)};
+          .wide_keys = wide_keys(model),
+          .detail_layers = detail_layers(options.kv_detail_layers, model.config.n_layer)};
 }
 
 std::int64_t n_kv_tokens(const KvGroups& groups, const KvTiers& tiers, std::int64_t n_blocks,

@@ -9,15 +9,20 @@
 namespace modularbase::kernels {
 
 /// Which blocks a token's keys and values lie in, by how much of it is kept.
-enum KvTier : std::int32_t { kExactTier, kImportantTier, kRedundantTier };
-inline constexpr int kNKvTiers = 3;
+enum KvTier : std::int32_t {
+  kExactTier,
+  kImportantTier,
+  kRedundantTier,  // slots; not in the layers of the next
+  kDetailTier,     // the tokens that slots stand for, in the layers that cannot do without them
+};
+inline constexpr int kNKvTiers = 4;
 
 /// One tier's keys and values of one layer: the tile of (block, head) begins at
 /// k + block * block_stride + head * tile_bytes(k_format, head_dim), the same for v.
 struct KvTierLayer {
   TileFormat k_format;
   TileFormat v_format;
-  std::byte* k;  // null: this engine lacks the tier
+  std::byte* k;  // null: this layer lacks the tier
   std::byte* v;
   std::byte* log_weight;  // redundant tier only: F32 [64] of (block, head) at block * block_stride
                           // + head * 256; null elsewhere

@@ -7,11 +7,20 @@ namespace modularbase {
 
 using kernels::kBlockTokens;
 
+namespace {
+
+PastPlan with_details(PastPlan plan, const KvCache& cache) {
+  plan.has_details = cache.has_details();
+  return plan;
+}
+
+}  // namespace
+
 Compaction::Compaction(KvCache& cache, const KvSequence& sequence, PastPlan plan,
                        FitQueries queries, std::int64_t n_head)
     : cache_(cache),
       sequence_(sequence),
-      plan_(std::move(plan)),
+      plan_(with_details(std::move(plan), cache)),
       queries_(std::move(queries)),
       located_(locate(sequence, plan_)),
       fitter_(plan_, located_, queries_, n_head) {
@@ -71,7 +80,9 @@ bool Compaction::allocate() {
 void Compaction::build(const LayerView& layer) {
   TileReader reader(layer.kv);
   for (std::int64_t head = 0; head < layer.kv.n_head_kv; ++head) {
-    for (const NewPastBlock& made : past_->blocks) fill(made, layer, head, reader);
+    for (const NewPastBlock& made : past_->blocks) {
+      if (layer.kv.tiers[made.block.memory].k) fill(made, layer, head, reader);
+    }
   }
 }
 

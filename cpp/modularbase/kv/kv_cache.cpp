@@ -22,6 +22,16 @@ std::vector<PrefixKey> keys_of(std::span<const TokenId> tokens, std::int64_t n,
   return keys;
 }
 
+// Which of a group's layers keep details.
+std::vector<bool> details_of(const KvGeometry& group, const KvTiers& tiers) {
+  std::vector<bool> details(static_cast<std::size_t>(group.n_layer), false);
+  for (std::size_t i = 0; i < details.size(); ++i) {
+    const std::size_t layer = i + static_cast<std::size_t>(group.first_layer);
+    details[i] = layer < tiers.detail_layers.size() && tiers.detail_layers[layer];
+  }
+  return details;
+}
+
 }  // namespace
 
 std::size_t KvGroups::block_bytes() const {
@@ -40,7 +50,7 @@ KvGroups split_groups(const KvGeometry& all, std::int64_t split, std::int64_t n_
 }
 
 TierGeometry important_blocks(const KvGeometry& group, const KvTiers& tiers) {
-  TierGeometry geometry{group.n_head_kv, group.head_dim, group.first_layer, {}, {}, false};
+  TierGeometry geometry{group.n_head_kv, group.head_dim, group.first_layer, {}, {}, false, {}};
   for (std::int64_t layer = 0; layer < group.n_layer; ++layer) {
     const auto index = static_cast<std::size_t>(group.first_layer + layer);
     const bool is_wide = index < tiers.wide_keys.size() && tiers.wide_keys[index];
@@ -50,9 +60,19 @@ TierGeometry important_blocks(const KvGeometry& group, const KvTiers& tiers) {
   return geometry;
 }
 
-TierGeometry redundant_blocks(const KvGeometry& group) {
+TierGeometry redundant_blocks(const KvGeometry& group, const KvTiers& tiers) {
   const std::vector<TileFormat> formats(static_cast<std::size_t>(group.n_layer), TileFormat::kF16);
-  return {group.n_head_kv, group.head_dim, group.first_layer, formats, TileFormat::kF16, true};
+  TierGeometry geometry{group.n_head_kv, group.head_dim,    group.first_layer, formats,
+                        TileFormat::kF16, true, {}};
+  geometry.lacks = details_of(group, tiers);
+  return geometry;
+}
+
+TierGeometry detail_blocks(const KvGeometry& group, const KvTiers& tiers) {
+  TierGeometry geometry = important_blocks(group, tiers);
+  geometry.lacks = details_of(group, tiers);
+  geometry.lacks.flip();
+  return geometry;
 }
 
 KvCache::KvCache(const KvGroups& groups, const KvTiers& tiers, std::int64_t n_blocks,
@@ -60,20 +80,21 @@ KvCache::KvCache(const KvGroups& groups, const KvTiers& tiers, std::int64_t n_bl
     : budget_(static_cast<std::size_t>(n_blocks) * groups.block_bytes()),
       lower_(groups.lower, n_blocks, budget_, backend),
       prefix_cache_(prefix_cache),
-      has_tiers_(tiers.has_important || tiers.has_redundant) {
+      has_tiers_(tiers.has_important || tiers.has_redundant),
+      has_details_(tiers.has_redundant &&
+                   std::ranges::find(tiers.detail_layers, true) != tiers.detail_layers.end()) {
   if (groups.upper) upper_.emplace(*groups.upper, n_blocks, budget_, backend);
   const auto add = [&](KvTier tier, const auto& geometry_of) {
-    const TierGeometry lower = geometry_of(groups.lower);
+    const TierGeometry lower = geometry_of(groups.lower, tiers);
     std::size_t block_bytes = lower.block_bytes();
-    if (groups.upper) block_bytes += geometry_of(*groups.upper).block_bytes();
-    const auto n = static_cast<std::int64_t>(budget_.n_bytes() / block_bytes);
+    if (groups.upper) block_bytes += geometry_of(*groups.upper, tiers).block_bytes();
+    const auto n = static_cast<std::int64_t>(budget_.n_bytes() / std::max<std::size_t>(1, block_bytes));
     lower_.add_tier(tier, lower, n, backend);
-    if (upper_) upper_->add_tier(tier, geometry_of(*groups.upper), n, backend);
+    if (upper_) upper_->add_tier(tier, geometry_of(*groups.upper, tiers), n, backend);
   };
-  if (tiers.has_important) {
-    add(kernels::kImportantTier, [&](const KvGeometry& g) { return important_blocks(g, tiers); });
-  }
+  if (tiers.has_important) add(kernels::kImportantTier, important_blocks);
   if (tiers.has_redundant) add(kernels::kRedundantTier, redundant_blocks);
+  if (has_details_) add(kernels::kDetailTier, detail_blocks);
 }
 
 std::int64_t KvCache::n_free_blocks() const {

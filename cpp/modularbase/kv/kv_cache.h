@@ -23,11 +23,15 @@ struct KvTiers {
   bool has_important = false;
   bool has_redundant = false;
   std::vector<bool> wide_keys;  // of the model's layers: 4 bits would lose too much of their keys
+  // Of the model's layers: slots would lose what they look up, so that they keep a redundant token's
+  // keys and values in 4 bits. Empty: none.
+  std::vector<bool> detail_layers;
 };
 
 /// A tier's blocks of the layers of a group.
 TierGeometry important_blocks(const KvGeometry& group, const KvTiers& tiers);
-TierGeometry redundant_blocks(const KvGeometry& group);
+TierGeometry redundant_blocks(const KvGeometry& group, const KvTiers& tiers);
+TierGeometry detail_blocks(const KvGeometry& group, const KvTiers& tiers);
 
 /// Layers 0..split below, with their mid rows [n_embd]; the others above. With none above there is
 /// nothing to restart: one group.
@@ -104,6 +108,7 @@ class KvCache {
   /// Of a tier, in both groups.
   std::size_t block_bytes(kernels::KvTier tier) const;
   std::size_t past_bytes(const KvPast& past) const;
+  bool has_details() const { return has_details_; }
   /// Of a block's keys and values in both groups; mid rows are not among them.
   std::size_t stored_bytes(kernels::KvTier tier) const;
 
@@ -116,6 +121,7 @@ class KvCache {
   std::optional<KvGroup> upper_;
   bool prefix_cache_;
   bool has_tiers_;
+  bool has_details_;
 };
 
 }  // namespace modularbase

@@ -30,9 +30,16 @@ PastSource source_in(const PastBlock& block, std::size_t i) {
           -1};
 }
 
-// Full or not, a block of these can be read again and its tokens put elsewhere.
+// Whether a block holds something for all layers to see as tokens.
+bool holds_tokens(const PastBlock& block) {
+  return block.memory == kernels::kExactTier || block.memory == kernels::kImportantTier;
+}
+
+// Whether a block's tokens are rather put into a new one, where there are others like them.
 bool is_open(const PastBlock& block) {
-  if (block.memory == kernels::kImportantTier) return std::popcount(block.visible) < kFewTokens;
+  const int n_tokens = std::popcount(block.visible);
+  if (block.memory == kernels::kImportantTier) return n_tokens < kFewTokens;
+  if (block.memory == kernels::kDetailTier) return n_tokens < kBlockTokens / 2;
   return !block.is_full();
 }
 
@@ -61,6 +68,7 @@ class Arrangement {
     add_blocks(tokens_[0], Tier::kKey, kernels::kExactTier);
     add_important();
     add_blocks(slots_, Tier::kRedundant, kernels::kRedundantTier);
+    add_blocks(details_, Tier::kRedundant, kernels::kDetailTier);
     std::ranges::sort(result_.spans, {}, &SlotSpan::start);
     result_.tiers = std::move(tiers_);
     return std::move(result_);
@@ -77,6 +85,10 @@ class Arrangement {
     std::fill_n(fitted_.begin() + span.start, span.n_tokens, true);
     std::fill_n(tiers_.begin() + span.start, span.n_tokens, Tier::kRedundant);
     result_.spans.push_back({span.start, span.n_tokens, n_slots});
+    if (plan_.has_details && n_slots > 0) {
+      const auto first = located_.places.begin() + span.start;
+      details_.insert(details_.end(), first, first + span.n_tokens);
+    }
     for (std::int32_t slot = 0; slot < n_slots; ++slot) {
       const TokenPlace place{kernels::kRedundantTier, kNoBlock, slot};
       slots_.push_back({place, place, span.start, static_cast<std::int32_t>(i)});
@@ -95,7 +107,7 @@ class Arrangement {
   // The tokens of an old block that another tier gets.
   void take_moved(std::size_t b) {
     const PastBlock& block = sequence_.past.blocks[b];
-    if (block.memory == kernels::kRedundantTier) return;
+    if (!holds_tokens(block)) return;
     for (std::size_t i = 0; i < block.positions.size(); ++i) {
       if (!(block.visible & bit(i))) continue;
       const Tier tier = tiers_[static_cast<std::size_t>(block.positions[i])];
@@ -104,7 +116,7 @@ class Arrangement {
   }
 
   std::uint64_t staying(const PastBlock& block) const {
-    if (block.memory == kernels::kRedundantTier) return block.visible;
+    if (!holds_tokens(block)) return block.visible;
     std::uint64_t bits = 0;
     for (std::size_t i = 0; i < block.positions.size(); ++i) {
       const bool stays = tiers_[static_cast<std::size_t>(block.positions[i])] == block.tier;
@@ -117,7 +129,9 @@ class Arrangement {
     PastBlock kept = block;
     kept.visible = staying(block);
     if (kept.visible == 0) return;
-    auto& sources = block.memory == kernels::kRedundantTier ? slots_ : list(block.tier);
+    auto& sources = block.memory == kernels::kRedundantTier ? slots_
+                    : block.memory == kernels::kDetailTier  ? details_
+                                                            : list(block.tier);
     if (sources.empty() || !is_open(kept)) {
       result_.kept.push_back(std::move(kept));
       return;
@@ -159,6 +173,7 @@ class Arrangement {
   std::vector<bool> fitted_;
   std::vector<PastSource> tokens_[2];  // key, important
   std::vector<PastSource> slots_;
+  std::vector<PastSource> details_;
   NewPast result_;
 };
 
@@ -173,7 +188,7 @@ LocatedPast locate(const KvSequence& sequence, const PastPlan& plan) {
   }
   for (std::size_t b = 0; b < past.blocks.size(); ++b) {
     const PastBlock& block = past.blocks[b];
-    if (block.memory == kernels::kRedundantTier) continue;
+    if (!holds_tokens(block)) continue;
     for (std::size_t i = 0; i < block.positions.size(); ++i) {
       if (!(block.visible & bit(i))) continue;
       const auto p = static_cast<std::size_t>(block.positions[i]);

@@ -16,6 +16,7 @@ struct PastPlan {
   std::vector<Tier> tiers;       // of each position
   std::vector<SlotSpan> spans;   // of the redundant tokens, in order; without one they are important
   float max_error = 0.0f;        // of a fit's output: beyond it, a span stays important
+  bool has_details = false;      // some layers keep the tokens that slots stand for
 };
 
 /// A token or slot on its way into a new block.

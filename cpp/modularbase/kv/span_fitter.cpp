@@ -7,6 +7,11 @@
 #include <limits>
 
 namespace modularbase {
+namespace {
+
+const kernels::SlotFit kNoLoss{};
+
+}  // namespace
 
 SpanFitter::SpanFitter(const PastPlan& plan, const LocatedPast& located, const FitQueries& queries,
                        std::int64_t n_head)
@@ -84,6 +89,10 @@ void SpanFitter::receive(const LayerView& layer, std::span<float> received) {
 
 void SpanFitter::fit(const LayerView& layer) {
   n_head_kv_ = layer.kv.n_head_kv;
+  if (!layer.kv.tiers[kernels::kRedundantTier].k) {  // it keeps the tokens themselves
+    for (auto& fits : fits_) fits.insert(fits.end(), static_cast<std::size_t>(n_head_kv_), kNoLoss);
+    return;
+  }
   TileReader reader(layer.kv);
   for (std::int64_t head = 0; head < n_head_kv_; ++head) {
     const bool has_queries = queries_.lower && !queries_.rows.empty();

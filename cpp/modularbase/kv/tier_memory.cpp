@@ -3,12 +3,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
 namespace modularbase {
 
 std::size_t TierGeometry::layer_bytes(std::size_t layer) const {
+  if (!holds(layer)) return 0;
   const std::size_t log_weight_bytes = has_log_weights ? kernels::kBlockTokens * sizeof(float) : 0;
   return static_cast<std::size_t>(n_head_kv) *
          (kernels::tile_bytes(k_formats[layer], head_dim) +
@@ -25,8 +27,9 @@ TierMemory::TierMemory(TierGeometry geometry, std::int64_t n_blocks, const Backe
     : geometry_(std::move(geometry)),
       block_bytes_(geometry_.block_bytes()),
       ctx_(make_tensor_context(1)) {
-  pool_ = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_I8, static_cast<std::int64_t>(block_bytes_),
-                             n_blocks);
+  // A group none of whose layers has the tier has blocks all the same, of no bytes.
+  const auto n_bytes = std::max<std::int64_t>(1, static_cast<std::int64_t>(block_bytes_));
+  pool_ = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_I8, n_bytes, n_blocks);
   ggml_set_name(pool_, "cache_tier");
   buffer_ = backend.allocate(ctx_.get(), "a tier of the KV cache");
   std::size_t offset = 0;
@@ -38,6 +41,7 @@ TierMemory::TierMemory(TierGeometry geometry, std::int64_t n_blocks, const Backe
 
 kernels::KvTierLayer TierMemory::layer(int layer) const {
   const auto index = static_cast<std::size_t>(layer - geometry_.first_layer);
+  if (!geometry_.holds(index)) return {};
   const auto n_head = static_cast<std::size_t>(geometry_.n_head_kv);
   const kernels::TileFormat k_format = geometry_.k_formats.at(index);
   auto* k = static_cast<std::byte*>(pool_->data) + offsets_[index];

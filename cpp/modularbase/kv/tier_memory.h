@@ -19,7 +19,9 @@ struct TierGeometry {
   std::vector<kernels::TileFormat> k_formats;  // of each layer
   kernels::TileFormat v_format = kernels::TileFormat::kF16;
   bool has_log_weights = false;  // its blocks hold slots
+  std::vector<bool> lacks;       // of each layer: it has nothing there; empty: all have
 
+  bool holds(std::size_t layer) const { return lacks.empty() || !lacks[layer]; }
   std::size_t layer_bytes(std::size_t layer) const;
   std::size_t block_bytes() const;
 };
@@ -31,6 +33,7 @@ class TierMemory {
   TierMemory(TierGeometry geometry, std::int64_t n_blocks, const Backend& backend);
 
   const TierGeometry& geometry() const { return geometry_; }
+  /// No pointers for a layer that has nothing there.
   kernels::KvTierLayer layer(int layer) const;
   std::span<std::byte> block_data(BlockId block) const;
   /// Gives the memory of a block that nobody holds back to the system; it comes again when written.

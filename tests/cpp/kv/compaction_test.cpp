@@ -16,13 +16,20 @@ constexpr std::int64_t kHeadDim = 64;
 constexpr std::int64_t kHeadsKv = 2;
 constexpr std::int64_t kHeads = 4;
 constexpr KvGeometry kAll{3, kHeadsKv, kHeadDim, GGML_TYPE_F16};
-constexpr KvTiers kTiers{.has_important = true, .has_redundant = true, .wide_keys = {}};
+const KvTiers kTiers{
+    .has_important = true, .has_redundant = true, .wide_keys = {}, .detail_layers = {}};
+// Layer 2 keeps the tokens of spans; the lower group has no such layer.
+const KvTiers kDetails{.has_important = true,
+                       .has_redundant = true,
+                       .wide_keys = {},
+                       .detail_layers = {false, false, true}};
 
 /// A cache of two groups, and a sequence in it with random keys and values.
 struct TestPast {
-  explicit TestPast(std::int64_t n_tokens, std::int64_t n_blocks = 64)
+  explicit TestPast(std::int64_t n_tokens, std::int64_t n_blocks = 64,
+                    const KvTiers& tiers = kTiers)
       : backend("cpu", 1),
-        cache(split_groups(kAll, 0, 32), kTiers, n_blocks, backend, true),
+        cache(split_groups(kAll, 0, 32), tiers, n_blocks, backend, true),
         tokens(static_cast<std::size_t>(n_tokens) + 1) {
     for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<TokenId>(i);
     REQUIRE(cache.reserve(sequence, n_tokens));
@@ -72,7 +79,8 @@ struct TestPast {
     for (int layer = 0; layer < kAll.n_layer; ++layer) {
       TileReader reader(view(layer));
       for (const PastBlock& block : sequence.past.blocks) {
-        if (block.tier != tier) continue;
+        if (block.tier != tier || block.memory == kernels::kRedundantTier) continue;
+        if (!view(layer).tiers[block.memory].k) continue;
         for (std::size_t i = 0; i < block.positions.size(); ++i) {
           if (!(block.visible >> i & 1)) continue;
           const TokenPlace place{block.memory, layer > 0 ? block.upper : block.lower,
@@ -252,4 +260,25 @@ TEST_CASE("a query that is not a number: the span stays important") {
   compact(test, plan, queries);
   CHECK(test.sequence.past.spans.empty());
   CHECK(test.sequence.past.tiers[20] == Tier::kImportant);
+}
+
+TEST_CASE("layers that keep details have no slots, and 4 bits of every token that the others fit") {
+  TestPast test(320, 64, kDetails);
+  const TestQueries queries_of(2, 6.0f);
+  FitQueries queries{&queries_of.window, &queries_of.window, {}};
+  for (std::int32_t row = 0; row < TestQueries::kRows; ++row) queries.rows.push_back(row);
+  PastPlan plan = plan_of(192, Tier::kImportant);
+  plan.spans = {{20, 100, 6}};
+  plan.max_error = 10.0f;
+  std::fill_n(plan.tiers.begin() + 20, 100, Tier::kRedundant);
+  compact(test, plan, queries);
+  REQUIRE(test.sequence.past.spans.size() == 1);
+  CHECK(test.view(1).tiers[kernels::kRedundantTier].k != nullptr);
+  CHECK(test.view(1).tiers[kernels::kDetailTier].k == nullptr);
+  CHECK(test.view(2).tiers[kernels::kRedundantTier].k == nullptr);
+  CHECK(test.worst_error(Tier::kRedundant) < 1.0);  // as of important tokens
+  CHECK(test.worst_error(Tier::kRedundant) > 0.01);
+  CHECK(test.cache.used_bytes() == test.counted_bytes());
+  test.cache.release(test.sequence);
+  CHECK(test.cache.used_bytes() == 0);
 }

@@ -10,6 +10,7 @@
 
 using namespace modularbase;
 using kernels::kBlockTokens;
+using kernels::kDetailTier;
 using kernels::kExactTier;
 using kernels::kImportantTier;
 using kernels::kRedundantTier;
@@ -21,6 +22,7 @@ struct Named {
   KvSequence sequence;
   std::map<std::tuple<int, BlockId, std::int32_t>, std::int32_t> names;
   BlockId n_blocks = 0;
+  bool has_details = false;
 
   explicit Named(std::int64_t n_tokens) {
     for (std::int64_t p = 0; p < n_tokens; p += kBlockTokens) {
@@ -74,9 +76,11 @@ struct Named {
     const KvPast& past = sequence.past;
     std::map<std::int32_t, Tier> seen;
     std::map<std::int32_t, int> n_slots;
+    std::set<std::int32_t> details;
     for (const PastBlock& block : past.blocks) {
       CHECK(block.visible != 0);
-      CHECK((block.tier == Tier::kRedundant) == (block.memory == kRedundantTier));
+      const bool is_summary = block.memory == kRedundantTier || block.memory == kDetailTier;
+      CHECK((block.tier == Tier::kRedundant) == is_summary);
       if (block.tier == Tier::kKey) CHECK(block.memory == kExactTier);
       for (std::size_t i = 0; i < kBlockTokens; ++i) {
         if (!(block.visible >> i & 1)) continue;
@@ -85,6 +89,8 @@ struct Named {
         CHECK(name({block.memory, block.lower, static_cast<std::int32_t>(i)}) == position);
         if (block.memory == kRedundantTier) {
           ++n_slots[position];
+        } else if (block.memory == kDetailTier) {
+          CHECK(details.insert(position).second);
         } else {
           CHECK(seen.emplace(position, block.tier).second);
         }
@@ -94,6 +100,7 @@ struct Named {
       CHECK(n_slots[span.start] == span.n_slots);
       for (std::int32_t p = span.start; p < span.start + span.n_tokens; ++p) {
         CHECK(seen.emplace(p, Tier::kRedundant).second);
+        CHECK(details.count(p) == (has_details ? 1 : 0));
       }
     }
     REQUIRE(static_cast<std::int64_t>(seen.size()) == past.n_positions);
@@ -184,10 +191,12 @@ TEST_CASE("any series of plans keeps every token once") {
   const auto below = [&](int n) { return std::uniform_int_distribution<int>(0, n - 1)(random); };
   for (int run = 0; run < 60; ++run) {
     Named named(1024);
+    named.has_details = run % 2 == 1;
     std::int64_t n = 0;
     for (int round = 0; round < 8; ++round) {
       n = std::min<std::int64_t>(1024, n + below(4) * kBlockTokens);
       PastPlan plan = all(Tier::kImportant, n);
+      plan.has_details = named.has_details;
       for (std::int64_t p = 0; p < n;) {
         const std::int64_t end = std::min<std::int64_t>(n, p + 1 + below(90));
         const auto tier = static_cast<Tier>(below(3));
