@@ -125,21 +125,68 @@ void write_groups(const Q4Layout& layout, const float* rows, std::byte* tile) {
   }
 }
 
-template <PlaceOf place_of>
-void read_groups(const Q4Layout& layout, const std::byte* tile, float* rows) {
+/// The low and the high halves of 16 bytes, as two rows of 16 numbers.
+struct HalfBytes {
+  std::int8_t low[kQ4Lanes];
+  std::int8_t high[kQ4Lanes];
+
+  explicit HalfBytes(const std::uint8_t* bytes) {
+    for (int i = 0; i < kQ4Lanes; ++i) {
+      low[i] = static_cast<std::int8_t>((bytes[i] & 15) - kQ4Offset);
+      high[i] = static_cast<std::int8_t>((bytes[i] >> 4) - kQ4Offset);
+    }
+  }
+};
+
+void scale_numbers(const std::int8_t* numbers, std::uint16_t scale, float* to) {
+  for (int i = 0; i < kQ4Lanes; i += simd::kLanes) {
+    simd::store(to + i, simd::load_s8(numbers + i) * simd::set1_f16(scale));
+  }
+}
+
+// A run's bytes of one token are 16 dims of a group, and its halves the group.
+void read_key_numbers(const std::byte* tile, std::int64_t head_dim, float* rows) {
+  const Q4Layout layout = Q4Layout::keys(head_dim);
   const auto* scales = reinterpret_cast<const std::uint16_t*>(tile + layout.scales());
-  const auto* nibbles = reinterpret_cast<const std::uint8_t*>(tile + layout.nibbles());
-  for (std::int64_t token = 0; token < kBlockTokens; ++token) {
-    float* row = rows + token * layout.head_dim;
-    for (std::int64_t d = 0; d < layout.head_dim; ++d) {
-      const NibblePlace place = place_of(layout.head_dim, token, d);
-      row[d] = static_cast<float>(((nibbles[place.byte] >> place.shift) & 15) - kQ4Offset);
+  const auto* run = reinterpret_cast<const std::uint8_t*>(tile + layout.nibbles());
+  for (int token0 = 0; token0 < kBlockTokens; token0 += kQ4Lanes) {
+    for (std::int64_t group = 0; group < layout.n_groups(); ++group, run += kQ4KeyRunBytes) {
+      for (int lane = 0; lane < kQ4Lanes; ++lane) {
+        std::uint8_t bytes[kQ4Lanes];
+        for (int r = 0; r < 4; ++r) std::memcpy(bytes + 4 * r, run + 64 * r + 4 * lane, 4);
+        const HalfBytes numbers(bytes);
+        const std::uint16_t scale = scales[group * kBlockTokens + token0 + lane];
+        float* to = rows + (token0 + lane) * head_dim + group * kQ4Group;
+        scale_numbers(numbers.low, scale, to);
+        scale_numbers(numbers.high, scale, to + kQ4Lanes);
+      }
     }
-    for (std::int64_t group = 0; group < layout.n_groups(); ++group) {
-      const float scale = ggml_fp16_to_fp32(scales[group * kBlockTokens + token]);
-      for (int i = 0; i < kQ4Group; ++i) row[group * kQ4Group + i] *= scale;
+  }
+}
+
+// A run has 16 dims of all tokens: every fourth byte belongs to one token, and its high half to the
+// one that is 32 tokens later.
+void read_value_numbers(const std::byte* tile, std::int64_t head_dim, float* rows) {
+  const Q4Layout layout = Q4Layout::values(head_dim);
+  const auto* scales = reinterpret_cast<const std::uint16_t*>(tile + layout.scales());
+  const auto* run = reinterpret_cast<const std::uint8_t*>(tile + layout.nibbles());
+  for (std::int64_t d = 0; d < head_dim; d += kQ4Lanes, run += kQ4ValueRunBytes) {
+    const std::uint16_t* scale = scales + d / kQ4Group * kBlockTokens;
+    for (int token = 0; token < kBlockTokens / 2; ++token) {
+      std::uint8_t bytes[kQ4Lanes];
+      const std::uint8_t* from = run + token / 4 * 64 + token % 4;
+      for (int lane = 0; lane < kQ4Lanes; ++lane) bytes[lane] = from[4 * lane];
+      const HalfBytes numbers(bytes);
+      const int later = token + kBlockTokens / 2;
+      scale_numbers(numbers.low, scale[token], rows + token * head_dim + d);
+      scale_numbers(numbers.high, scale[later], rows + later * head_dim + d);
     }
-    hadamard_rotate(row, layout.head_dim);
+  }
+}
+
+void rotate_rows(float* rows, std::int64_t head_dim) {
+  for (int token = 0; token < kBlockTokens; ++token) {
+    hadamard_rotate(rows + token * head_dim, head_dim);
   }
 }
 
@@ -158,7 +205,8 @@ std::vector<float> write_mean(const float* rows, std::int64_t head_dim, std::byt
 }  // namespace
 
 void read_q4_keys(const std::byte* tile, std::int64_t head_dim, float* rows) {
-  read_groups<key_place>(Q4Layout::keys(head_dim), tile, rows);
+  read_key_numbers(tile, head_dim, rows);
+  rotate_rows(rows, head_dim);
   std::vector<float> mean(static_cast<std::size_t>(head_dim));
   ggml_fp16_to_fp32_row(reinterpret_cast<const std::uint16_t*>(tile), mean.data(), head_dim);
   for (int token = 0; token < kBlockTokens; ++token, rows += head_dim) {
@@ -167,7 +215,8 @@ void read_q4_keys(const std::byte* tile, std::int64_t head_dim, float* rows) {
 }
 
 void read_q4_values(const std::byte* tile, std::int64_t head_dim, float* rows) {
-  read_groups<value_place>(Q4Layout::values(head_dim), tile, rows);
+  read_value_numbers(tile, head_dim, rows);
+  rotate_rows(rows, head_dim);
 }
 
 void write_q4_keys(const float* rows, std::int64_t head_dim, std::byte* tile) {
@@ -176,16 +225,14 @@ void write_q4_keys(const float* rows, std::int64_t head_dim, std::byte* tile) {
   for (int token = 0; token < kBlockTokens; ++token) {
     float* key = keys.data() + token * head_dim;
     for (std::size_t d = 0; d < mean.size(); ++d) key[d] -= mean[d];
-    hadamard_rotate(key, head_dim);
   }
+  rotate_rows(keys.data(), head_dim);
   write_groups<key_place>(Q4Layout::keys(head_dim), keys.data(), tile);
 }
 
 void write_q4_values(const float* rows, std::int64_t head_dim, std::byte* tile) {
   std::vector<float> values(rows, rows + kBlockTokens * head_dim);
-  for (int token = 0; token < kBlockTokens; ++token) {
-    hadamard_rotate(values.data() + token * head_dim, head_dim);
-  }
+  rotate_rows(values.data(), head_dim);
   write_groups<value_place>(Q4Layout::values(head_dim), values.data(), tile);
 }
 
