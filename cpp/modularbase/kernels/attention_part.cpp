@@ -96,8 +96,8 @@ TilesAhead tiles_ahead(const AttentionArgs& args, const AttentionItem& item,
 /// The query heads of one pass and what each has gathered: out = (o + H rotated) / sum.
 template <int G>
 struct Pass {
-  const float* q;  // [head_dim, G], scaled
   Q4Queries<G> q4;
+  const float* q;  // [head_dim, G], scaled
   float* max[G];
   float* sum[G];
   float* o[G];        // [head_dim]
@@ -114,7 +114,8 @@ void for_each_vector(std::span<const Page> pages, const F& f) {
   }
 }
 
-// Turns scores into weights relative to the running maximum, rescaling what was gathered before.
+// Turns scores into weights relative to the running maximum, rescaling what was gathered before
+// (never rotated values: only segments have those, and they come all at once).
 template <int G>
 void online_softmax(float* scores, std::span<const Page> pages, std::int64_t head_dim, int g,
                     Pass<G>& pass) {
@@ -144,10 +145,8 @@ void online_softmax(float* scores, std::span<const Page> pages, std::int64_t hea
   *pass.max[g] = new_max;
   if (shrink == 1.0f) return;
   const simd::Vec factor = simd::set1(shrink);
-  for (float* o : {pass.o[g], pass.rotated[g]}) {
-    for (std::int64_t d = 0; o && d < head_dim; d += simd::kLanes) {
-      simd::store(o + d, simd::load(o + d) * factor);
-    }
+  for (std::int64_t d = 0; d < head_dim; d += simd::kLanes) {
+    simd::store(pass.o[g] + d, simd::load(pass.o[g] + d) * factor);
   }
 }
 

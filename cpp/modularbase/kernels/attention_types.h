@@ -66,7 +66,7 @@ class Prefetch {
       : at_(begin), end_(begin + n_bytes), step_bytes_(n_bytes / n_steps / kLine * kLine + kLine) {}
 
   void step() {
-    const std::byte* stop = std::min(at_ + step_bytes_, end_);
+    const std::byte* stop = at_ + std::min(step_bytes_, end_ - at_);
     for (; at_ < stop; at_ += kLine) __builtin_prefetch(at_, 0, kIntoL2);
   }
 
