@@ -9,12 +9,21 @@ bool attention_supported(std::int64_t head_dim) {
   return head_dim % 16 == 0 && head_dim <= kMaxHeadDim;
 }
 
-void attention(const AttentionArgs& args, int, int) {
+void attention(const AttentionArgs& args, int, int nth) {
   const auto& items = args.scratch->items();
   const int n_items = static_cast<int>(items.size());
+  bool is_first = true;
   for (int i = args.next_chunk->fetch_add(1); i < n_items; i = args.next_chunk->fetch_add(1)) {
     const AttentionItem& item = items[static_cast<std::size_t>(i)];
-    item.n_parts == 0 ? attend_tile(args, item) : attend_part(args, item);
+    if (item.n_parts == 0) {
+      attend_tile(args, item);
+      continue;
+    }
+    // Tiles come first in the plan, so that what follows a part is a part.
+    const bool is_last = i + nth >= n_items;
+    attend_part(args, item,
+                {is_first, is_last ? nullptr : &items[static_cast<std::size_t>(i + nth)]});
+    is_first = false;
   }
 }
 

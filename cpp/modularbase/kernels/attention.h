@@ -24,8 +24,7 @@ struct KvTierLayer {
   TileFormat v_format;
   std::byte* k;  // null: this layer lacks the tier
   std::byte* v;
-  std::byte* log_weight;  // redundant tier only: F32 [64] of (block, head) at block * block_stride
-                          // + head * 256; null elsewhere
+  std::byte* log_weight;     // F32 [64, head] of slots' block b at b * block_stride; else null
   std::size_t block_stride;  // bytes
 };
 
@@ -43,8 +42,8 @@ struct KvSegment {
   std::int32_t block;
 };
 
-/// The last queries of a sequence, thinned out, by which its past is judged: row
-/// p / stride % n_rows is position p's, where stride divides p.
+/// The last queries of a sequence, thinned out: row p / stride % n_rows is position p's, where
+/// stride divides p.
 struct QueryWindow {
   std::uint16_t* queries;  // F16 [head_dim, n_head, n_rows, n_layer], rotated
   float* log_mass;         // [n_head, n_rows, n_layer]: ln sum exp(score) over all that it saw
@@ -94,8 +93,7 @@ struct RopeStoreArgs {
                // the cache
 };
 
-/// Normalises (qwen3) and rotates q and k; writes k and v of every row into the exact tier, and q
-/// into the query window where one wants it.
+/// Normalises (qwen3) and rotates q and k; writes k and v to the exact tier, and what windows want.
 void rope_store(const RopeStoreArgs& args, int ith, int nth);
 
 class AttentionScratch;
@@ -120,6 +118,7 @@ bool attention_supported(std::int64_t head_dim);
 /// Causal grouped-query attention over the block table, online softmax in F32 (Dao et al.,
 /// arXiv:2205.14135). Spans of a few rows run position by position, split at fixed positions and
 /// merged in order, so that a row's result depends on nothing but its own sequence (bit for bit).
+/// 4-bit tiles meet queries and weights of 16 bits in integer products there.
 /// Longer spans run in tiles of rows; they agree with the former to rounding.
 void attention(const AttentionArgs& args, int ith, int nth);
 

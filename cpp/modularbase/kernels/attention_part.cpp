@@ -58,11 +58,46 @@ Pages pages_of(const AttentionArgs& args, const AttentionSpan& span, const Atten
   return result;
 }
 
+// The tiles of an item in the order in which they are read, for the last row, which sees all.
+std::size_t add_tiles(const AttentionArgs& args, const AttentionItem& item, std::size_t n_skipped,
+                      TilesAhead* ahead) {
+  const AttentionSpan& span = args.batch->spans[item.span];
+  const Pages pages = pages_of(args, span, item, span.n_rows - 1);
+  std::size_t n_bytes = 0;
+  const auto add = [&](const std::byte* tile, TileFormat format) {
+    const std::size_t n = tile_bytes(format, args.kv.head_dim);
+    n_bytes += n;
+    if (n_skipped > 0) {
+      --n_skipped;
+    } else if (ahead) {
+      ahead->add(tile, n);
+    }
+  };
+  for (int first = 0; first < pages.n; first += pages.n_at_once) {
+    const int end = std::min(first + pages.n_at_once, pages.n);
+    for (int i = first; i < end; ++i) add(pages.pages[i].k, pages.pages[i].tier->k_format);
+    for (int i = first; i < end; ++i) add(pages.pages[i].v, pages.pages[i].tier->v_format);
+  }
+  return n_bytes;
+}
+
+// What is read after an item is fetched while the item's rows are computed; a thread's first item
+// has been fetched by nobody.
+TilesAhead tiles_ahead(const AttentionArgs& args, const AttentionItem& item,
+                       const PartOrder& order) {
+  TilesAhead ahead;
+  const std::size_t n_bytes = add_tiles(args, item, 1, order.is_first ? &ahead : nullptr);
+  if (order.next) add_tiles(args, *order.next, 0, &ahead);
+  const auto n_rows = static_cast<std::size_t>(args.batch->spans[item.span].n_rows);
+  if (n_bytes > 0) ahead.spread(n_bytes * n_rows);
+  return ahead;
+}
+
 /// The query heads of one pass and what each has gathered: out = (o + H rotated) / sum.
 template <int G>
 struct Pass {
-  const float* q;  // [head_dim, G], scaled
   Q4Queries<G> q4;
+  const float* q;  // [head_dim, G], scaled
   float* max[G];
   float* sum[G];
   float* o[G];        // [head_dim]
@@ -79,7 +114,8 @@ void for_each_vector(std::span<const Page> pages, const F& f) {
   }
 }
 
-// Turns scores into weights relative to the running maximum, rescaling what was gathered before.
+// Turns scores into weights relative to the running maximum, rescaling what was gathered before
+// (never rotated values: only segments have those, and they come all at once).
 template <int G>
 void online_softmax(float* scores, std::span<const Page> pages, std::int64_t head_dim, int g,
                     Pass<G>& pass) {
@@ -109,37 +145,30 @@ void online_softmax(float* scores, std::span<const Page> pages, std::int64_t hea
   *pass.max[g] = new_max;
   if (shrink == 1.0f) return;
   const simd::Vec factor = simd::set1(shrink);
-  for (float* o : {pass.o[g], pass.rotated[g]}) {
-    for (std::int64_t d = 0; o && d < head_dim; d += simd::kLanes) {
-      simd::store(o + d, simd::load(o + d) * factor);
-    }
+  for (std::int64_t d = 0; d < head_dim; d += simd::kLanes) {
+    simd::store(pass.o[g] + d, simd::load(pass.o[g] + d) * factor);
   }
 }
 
-/// A tile that is read next.
-struct NextTile {
-  const std::byte* tile;
-  std::size_t n_bytes;
-
-  Prefetch in_steps(int n) const { return Prefetch(tile, n_bytes, n); }
-};
-
 template <int G>
-void page_scores(const Pass<G>& pass, std::int64_t head_dim, const Page& page, const NextTile& next,
+void page_scores(const Pass<G>& pass, std::int64_t head_dim, const Page& page, TilesAhead& ahead,
                  float* scores) {
-  switch (page.tier->k_format) {
+  const TileFormat format = page.tier->k_format;
+  const bool is_q4 = format == TileFormat::kQ4Keys;
+  const auto n_steps = is_q4 ? 2 * head_dim / kQ4Group : kBlockTokens / 4;
+  const Prefetch prefetch = ahead.take(tile_bytes(format, head_dim), static_cast<int>(n_steps));
+  switch (format) {
     case TileFormat::kQ4Keys:
-      q4_scores<G>(pass.q, pass.q4, head_dim, page, next.in_steps(kBlockTokens / kQ4Lanes / 2),
-                   scores);
+      q4_scores<G>(pass.q, pass.q4, head_dim, page, prefetch, scores);
       break;
     case TileFormat::kQ8_0:
-      row_scores<Q8_0Rows, G>(pass.q, head_dim, page, next.in_steps(kBlockTokens / 4), scores);
+      row_scores<Q8_0Rows, G>(pass.q, head_dim, page, prefetch, scores);
       break;
     case TileFormat::kBF16:
-      row_scores<BF16Rows, G>(pass.q, head_dim, page, next.in_steps(kBlockTokens / 4), scores);
+      row_scores<BF16Rows, G>(pass.q, head_dim, page, prefetch, scores);
       break;
     default:
-      row_scores<F16Rows, G>(pass.q, head_dim, page, next.in_steps(kBlockTokens / 4), scores);
+      row_scores<F16Rows, G>(pass.q, head_dim, page, prefetch, scores);
   }
   if (!page.log_weight) return;
   for (int j = 0; j < kBlockTokens; j += simd::kLanes) {
@@ -153,55 +182,50 @@ void page_scores(const Pass<G>& pass, std::int64_t head_dim, const Page& page, c
 
 template <int G>
 void add_page_values(const Pass<G>& pass, std::int64_t head_dim, const Page& page,
-                     const NextTile& next, const float* p) {
-  switch (page.tier->v_format) {
+                     TilesAhead& ahead, const float* p) {
+  const TileFormat format = page.tier->v_format;
+  const auto n_steps = format == TileFormat::kQ4Values ? head_dim / kQ4Group : kBlockTokens;
+  const Prefetch prefetch = ahead.take(tile_bytes(format, head_dim), static_cast<int>(n_steps));
+  switch (format) {
     case TileFormat::kQ4Values:
-      add_q4_values<G>(p, head_dim, page, next.in_steps(static_cast<int>(head_dim / kQ4Group)),
-                       pass.rotated);
+      add_q4_values<G>(p, head_dim, page, prefetch, pass.rotated);
       break;
     case TileFormat::kQ8_0:
-      add_row_values<Q8_0Rows, G>(p, head_dim, page, next.in_steps(kBlockTokens), pass.o);
+      add_row_values<Q8_0Rows, G>(p, head_dim, page, prefetch, pass.o);
       break;
     case TileFormat::kBF16:
-      add_row_values<BF16Rows, G>(p, head_dim, page, next.in_steps(kBlockTokens), pass.o);
+      add_row_values<BF16Rows, G>(p, head_dim, page, prefetch, pass.o);
       break;
     default:
-      add_row_values<F16Rows, G>(p, head_dim, page, next.in_steps(kBlockTokens), pass.o);
+      add_row_values<F16Rows, G>(p, head_dim, page, prefetch, pass.o);
   }
 }
 
 // Scores, weights and values of pages [begin, end).
 template <int G>
-void attend_pages(Pass<G>& pass, std::int64_t head_dim, const Pages& pages, int begin, int end) {
-  const auto next_keys = [&](int i) {
-    const Page& page = pages.pages[std::min(i, pages.n - 1)];
-    return NextTile{page.k, tile_bytes(page.tier->k_format, head_dim)};
-  };
-  const auto next_values = [&](int i) {
-    const Page& page = pages.pages[i];
-    return NextTile{page.v, tile_bytes(page.tier->v_format, head_dim)};
-  };
+void attend_pages(Pass<G>& pass, std::int64_t head_dim, const Pages& pages, int begin, int end,
+                  TilesAhead& ahead) {
   alignas(64) float scores[G * kPartTokens];
-  for (int i = begin; i < end; ++i) {
-    page_scores<G>(pass, head_dim, pages.pages[i],
-                   i + 1 < end ? next_keys(i + 1) : next_values(begin),
-                   scores + (i - begin) * kBlockTokens);
-  }
   const std::span at_once(pages.pages + begin, pages.pages + end);
+  float* at = scores;
+  for (const Page& page : at_once) {
+    page_scores<G>(pass, head_dim, page, ahead, at);
+    at += kBlockTokens;
+  }
   for (int g = 0; g < G; ++g) {
     online_softmax<G>(scores + g * kPartTokens, at_once, head_dim, g, pass);
   }
-  for (int i = begin; i < end; ++i) {
-    add_page_values<G>(pass, head_dim, pages.pages[i],
-                       i + 1 < end ? next_values(i + 1) : next_keys(end),
-                       scores + (i - begin) * kBlockTokens);
+  at = scores;
+  for (const Page& page : at_once) {
+    add_page_values<G>(pass, head_dim, page, ahead, at);
+    at += kBlockTokens;
   }
 }
 
 // Query heads [g0, g0 + G) of the group, over all pages.
 template <int G>
 void attend_heads(const AttentionArgs& args, const Pages& pages, const float* source,
-                  float* partial) {
+                  TilesAhead& ahead, float* partial) {
   const std::int64_t head_dim = args.kv.head_dim;
   alignas(64) float q[G * kMaxHeadDim];
   alignas(64) float rotated[G * kMaxHeadDim];
@@ -224,7 +248,7 @@ void attend_heads(const AttentionArgs& args, const Pages& pages, const float* so
     std::fill(at + 1, at + 2 + head_dim, 0.0f);
   }
   for (int i = 0; i < pages.n; i += pages.n_at_once) {
-    attend_pages<G>(pass, head_dim, pages, i, std::min(i + pages.n_at_once, pages.n));
+    attend_pages<G>(pass, head_dim, pages, i, std::min(i + pages.n_at_once, pages.n), ahead);
   }
   for (int g = 0; is_rotated && g < G; ++g) {
     hadamard_rotate(pass.rotated[g], head_dim);
@@ -233,7 +257,7 @@ void attend_heads(const AttentionArgs& args, const Pages& pages, const float* so
 }
 
 void attend_row(const AttentionArgs& args, const AttentionSpan& span, const AttentionItem& item,
-                int row, float* partial) {
+                int row, TilesAhead& ahead, float* partial) {
   const std::int64_t head_dim = args.kv.head_dim;
   const std::int64_t group = args.n_head / args.kv.n_head_kv;
   const Pages pages = pages_of(args, span, item, row);
@@ -243,16 +267,16 @@ void attend_row(const AttentionArgs& args, const AttentionSpan& span, const Atte
     float* to = partial + g * (head_dim + 2);
     switch (group - g) {
       case 1:
-        attend_heads<1>(args, pages, source, to);
+        attend_heads<1>(args, pages, source, ahead, to);
         break;
       case 2:
-        attend_heads<2>(args, pages, source, to);
+        attend_heads<2>(args, pages, source, ahead, to);
         break;
       case 3:
-        attend_heads<3>(args, pages, source, to);
+        attend_heads<3>(args, pages, source, ahead, to);
         break;
       default:
-        attend_heads<kMaxGroup>(args, pages, source, to);
+        attend_heads<kMaxGroup>(args, pages, source, ahead, to);
     }
   }
 }
@@ -292,7 +316,7 @@ void merge_row(const AttentionArgs& args, const AttentionSpan& span, const Atten
 
 }  // namespace
 
-void attend_part(const AttentionArgs& args, const AttentionItem& item) {
+void attend_part(const AttentionArgs& args, const AttentionItem& item, const PartOrder& order) {
   const AttentionSpan& span = args.batch->spans[item.span];
   const std::int64_t stride = partial_stride(args.n_head / args.kv.n_head_kv, args.kv.head_dim);
   const std::int64_t part_stride = stride * span.n_rows;
@@ -303,9 +327,10 @@ void attend_part(const AttentionArgs& args, const AttentionItem& item) {
     n_single = part_stride;
   }
   float* partials = item.n_parts == 1 ? single.get() : args.scratch->partials(item);
+  TilesAhead ahead = tiles_ahead(args, item, order);
   for (int row = 0; row < span.n_rows; ++row) {
     float* partial = partials + (item.n_parts == 1 ? 0 : item.first * part_stride) + row * stride;
-    attend_row(args, span, item, row, partial);
+    attend_row(args, span, item, row, ahead, partial);
   }
   if (item.n_parts > 1) {
     std::atomic<int>& n_done = args.scratch->n_done(item);

@@ -1,6 +1,5 @@
 #pragma once
 
-#include "modularbase/kernels/attention_scratch.h"
 #include "modularbase/kernels/attention_types.h"
 #include "modularbase/kernels/hadamard.h"
 #include "modularbase/kernels/kv_tile_q4.h"
@@ -48,12 +47,12 @@ void q4_scores(const float* q, const Q4Queries<G>& queries, std::int64_t head_di
   float of_mean[4];
   simd::sum_lanes4(sums[0], sums[1], sums[2], sums[3], of_mean);
   for (int j = 0; j < kBlockTokens; j += 2 * kQ4Lanes, run += run_stride) {
-    ahead.step();
     simd::Vec total[2][G][kQ4Vecs];
     for (auto& half : total) {
       for (int g = 0; g < G; ++g) std::fill_n(half[g], kQ4Vecs, simd::set1(of_mean[g]));
     }
     for (std::int64_t group = 0; group < layout.n_groups(); ++group, run += kQ4KeyRunBytes) {
+      ahead.step();
       simd::Vec dots[2][G][kQ4Vecs];
       q4_dot<G, kQ4Group>(run, run_stride, queries.factors[group], dots);
       const std::uint16_t* scale_at = scales + group * kBlockTokens + j;

@@ -2,7 +2,6 @@
 
 #include <bit>
 
-#include "modularbase/kernels/attention_scratch.h"
 #include "modularbase/kernels/attention_types.h"
 
 namespace modularbase::kernels {

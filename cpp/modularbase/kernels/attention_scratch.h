@@ -68,6 +68,11 @@ inline std::int64_t partial_stride(std::int64_t group, std::int64_t head_dim) {
 }
 
 void attend_tile(const AttentionArgs& args, const AttentionItem& item);
-void attend_part(const AttentionArgs& args, const AttentionItem& item);
+/// What else a thread does around a part, for the memory's sake.
+struct PartOrder {
+  bool is_first;              // of this thread in this layer
+  const AttentionItem* next;  // that the thread will likely take then, or null
+};
+void attend_part(const AttentionArgs& args, const AttentionItem& item, const PartOrder& order);
 
 }  // namespace modularbase::kernels

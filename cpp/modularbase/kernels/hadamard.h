@@ -34,29 +34,44 @@ inline Floats16 rotate_16(Floats16 x) {
          x * kBy8;
 }
 
+// x = H x for 16 kVecs numbers.
+template <int kVecs>
+inline void rotate_vecs(float* x, float scale) {
+  Floats16 v[kVecs];
+  std::memcpy(v, x, sizeof(v));
+  for (Floats16& part : v) part = rotate_16(part) * scale;
+  for (int half = 1; half < kVecs; half *= 2) {
+    for (int pair = 0; pair < kVecs / 2; ++pair) {
+      const int i = pair / half * 2 * half + pair % half;
+      const Floats16 a = v[i];
+      v[i] = a + v[i + half];
+      v[i + half] = a - v[i + half];
+    }
+  }
+  std::memcpy(x, v, sizeof(v));
+}
+
 }  // namespace detail
 
 /// x [head_dim] = H x in place, hadamard_size(head_dim) numbers at a time; head_dim is a multiple
 /// of 16. H is Sylvester's Hadamard matrix over sqrt(n), its own inverse, in n log2 n additions.
 inline void hadamard_rotate(float* x, std::int64_t head_dim) {
-  constexpr std::int64_t kWidth = 16;
   const std::int64_t n = hadamard_size(head_dim);
-  const std::int64_t n_vecs = n / kWidth;
   const float scale = 1.0f / std::sqrt(static_cast<float>(n));
   for (float* part = x; part < x + head_dim; part += n) {
-    detail::Floats16 v[kMaxHadamard / kWidth];
-    for (std::int64_t i = 0; i < n_vecs; ++i) {
-      std::memcpy(&v[i], part + i * kWidth, sizeof(v[i]));
-      v[i] = detail::rotate_16(v[i]) * scale;
+    switch (n) {
+      case 16:
+        detail::rotate_vecs<1>(part, scale);
+        break;
+      case 32:
+        detail::rotate_vecs<2>(part, scale);
+        break;
+      case 64:
+        detail::rotate_vecs<4>(part, scale);
+        break;
+      default:
+        detail::rotate_vecs<8>(part, scale);
     }
-    for (std::int64_t half = 1; half < n_vecs; half *= 2) {
-      for (std::int64_t i = 0; i < n_vecs; i += (i + 1) % half == 0 ? half + 1 : 1) {
-        const detail::Floats16 a = v[i];
-        v[i] = a + v[i + half];
-        v[i + half] = a - v[i + half];
-      }
-    }
-    std::memcpy(part, v, static_cast<std::size_t>(n) * sizeof(float));
   }
 }
 

@@ -39,7 +39,12 @@ std::size_t tile_bytes(TileFormat format, std::int64_t head_dim) {
 void read_tile(TileFormat format, const std::byte* tile, std::int64_t head_dim, float* rows) {
   if (format == TileFormat::kQ4Keys) return read_q4_keys(tile, head_dim, rows);
   if (format == TileFormat::kQ4Values) return read_q4_values(tile, head_dim, rows);
-  ggml_get_type_traits(row_type(format))->to_float(tile, rows, kBlockTokens * head_dim);
+  const std::int64_t n = kBlockTokens * head_dim;
+  if (format == TileFormat::kF16) {
+    // Vectors, where the table of types has single numbers.
+    return ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(tile), rows, n);
+  }
+  ggml_get_type_traits(row_type(format))->to_float(tile, rows, n);
 }
 
 void write_tile(TileFormat format, const float* rows, std::int64_t head_dim, std::byte* tile) {

@@ -8,43 +8,56 @@
 #include <vector>
 
 #include "modularbase/kernels/hadamard.h"
+#include "modularbase/kernels/simd.h"
 
 namespace modularbase::kernels {
 namespace {
 
-// Adding it leaves no fraction bits: rounds to the nearest while |x| < 2^22, and unlike a call of
-// the library in vectors.
-constexpr float kRoundingMagic = 12582912.0f;  // 1.5 * 2^23
+constexpr int kGroupVecs = kQ4Group / simd::kLanes;
 
-void round_group(const float* x, float inverse_scale, float* q) {
-  for (int i = 0; i < kQ4Group; ++i) {
-    const float scaled = std::clamp(x[i] * inverse_scale, -8.0f, 7.0f);
-    q[i] = (scaled + kRoundingMagic) - kRoundingMagic;
-  }
+simd::Vec rounded(simd::Vec x, float inverse_scale) {
+  return simd::round(
+      simd::min(simd::max(x * simd::set1(inverse_scale), simd::set1(-8.0f)), simd::set1(7.0f)));
 }
 
-/// The scale with the least squared error among some that put the largest number near -8: for the
-/// numbers as rounded with a candidate, the best scale follows by least squares.
-float best_scale(const float* x) {
+/// x . q and q . q of a group whose numbers are rounded with a scale.
+struct Fit {
+  simd::Vec xq = simd::zero();
+  simd::Vec qq = simd::zero();
+
+  Fit(const simd::Vec* x, float inverse_scale) {
+    for (int i = 0; i < kGroupVecs; ++i) {
+      const simd::Vec q = rounded(x[i], inverse_scale);
+      xq = simd::fma(x[i], q, xq);
+      qq = simd::fma(q, q, qq);
+    }
+  }
+};
+
+float largest_of(const float* x) {
   float largest = 0.0f;
   for (int i = 0; i < kQ4Group; ++i) {
     if (std::fabs(x[i]) > std::fabs(largest)) largest = x[i];
   }
-  if (largest == 0.0f) return 0.0f;
+  return largest;
+}
+
+/// The scale with the least squared error among some that put the largest number near -8: for the
+/// numbers as rounded with a candidate, the best scale follows by least squares.
+float best_scale(const simd::Vec* x, float largest) {
   float best = largest / -8.0f;
   float most_explained = 0.0f;  // of the sum of squares
-  for (int i = 0; i < 8; ++i) {
-    float q[kQ4Group];
-    round_group(x, (-7.0f - 0.3f * static_cast<float>(i)) / largest, q);
-    float xq = 0.0f;
-    float qq = 0.0f;
-    for (int j = 0; j < kQ4Group; ++j) {
-      xq += x[j] * q[j];
-      qq += q[j] * q[j];
-    }
-    if (xq * xq > most_explained * qq) {
-      most_explained = xq * xq / qq;
-      best = xq / qq;
+  for (int i = 0; i < 4; ++i) {
+    const float end = 7.0f + 0.6f * static_cast<float>(i);
+    const Fit a(x, -end / largest);
+    const Fit b(x, -(end + 0.3f) / largest);
+    float sums[4];
+    simd::sum_lanes4(a.xq, a.qq, b.xq, b.qq, sums);
+    for (const float* sum : {sums, sums + 2}) {
+      const float explained = sum[0] * sum[0] / sum[1];
+      if (explained <= most_explained) continue;
+      most_explained = explained;
+      best = sum[0] / sum[1];
     }
   }
   return best;
@@ -52,10 +65,17 @@ float best_scale(const float* x) {
 
 /// Rounds 32 numbers to half-bytes times the scale that is returned, an F16.
 std::uint16_t round_to_q4(const float* x, std::uint8_t* half_bytes) {
-  const std::uint16_t scale = ggml_fp32_to_fp16(best_scale(x));
-  const float rounded = ggml_fp16_to_fp32(scale);
+  simd::Vec numbers[kGroupVecs];
+  for (int i = 0; i < kGroupVecs; ++i) numbers[i] = simd::load(x + i * simd::kLanes);
+  const float largest = largest_of(x);
+  const std::uint16_t scale =
+      ggml_fp32_to_fp16(largest == 0.0f ? 0.0f : best_scale(numbers, largest));
+  const float as_f16 = ggml_fp16_to_fp32(scale);
+  const float inverse = as_f16 == 0.0f ? 0.0f : 1.0f / as_f16;
   float q[kQ4Group];
-  round_group(x, rounded == 0.0f ? 0.0f : 1.0f / rounded, q);
+  for (int i = 0; i < kGroupVecs; ++i) {
+    simd::store(q + i * simd::kLanes, rounded(numbers[i], inverse));
+  }
   for (int i = 0; i < kQ4Group; ++i) {
     half_bytes[i] = static_cast<std::uint8_t>(static_cast<int>(q[i]) + kQ4Offset);
   }
@@ -105,29 +125,76 @@ void write_groups(const Q4Layout& layout, const float* rows, std::byte* tile) {
   }
 }
 
-template <PlaceOf place_of>
-void read_groups(const Q4Layout& layout, const std::byte* tile, float* rows) {
+/// The low and the high halves of 16 bytes, as two rows of 16 numbers.
+struct HalfBytes {
+  std::int8_t low[kQ4Lanes];
+  std::int8_t high[kQ4Lanes];
+
+  explicit HalfBytes(const std::uint8_t* bytes) {
+    for (int i = 0; i < kQ4Lanes; ++i) {
+      low[i] = static_cast<std::int8_t>((bytes[i] & 15) - kQ4Offset);
+      high[i] = static_cast<std::int8_t>((bytes[i] >> 4) - kQ4Offset);
+    }
+  }
+};
+
+void scale_numbers(const std::int8_t* numbers, std::uint16_t scale, float* to) {
+  for (int i = 0; i < kQ4Lanes; i += simd::kLanes) {
+    simd::store(to + i, simd::load_s8(numbers + i) * simd::set1_f16(scale));
+  }
+}
+
+// A run's bytes of one token are 16 dims of a group, and its halves the group.
+void read_key_numbers(const std::byte* tile, std::int64_t head_dim, float* rows) {
+  const Q4Layout layout = Q4Layout::keys(head_dim);
   const auto* scales = reinterpret_cast<const std::uint16_t*>(tile + layout.scales());
-  const auto* nibbles = reinterpret_cast<const std::uint8_t*>(tile + layout.nibbles());
-  for (std::int64_t token = 0; token < kBlockTokens; ++token) {
-    float* row = rows + token * layout.head_dim;
-    for (std::int64_t d = 0; d < layout.head_dim; ++d) {
-      const NibblePlace place = place_of(layout.head_dim, token, d);
-      row[d] = static_cast<float>(((nibbles[place.byte] >> place.shift) & 15) - kQ4Offset);
+  const auto* run = reinterpret_cast<const std::uint8_t*>(tile + layout.nibbles());
+  for (int token0 = 0; token0 < kBlockTokens; token0 += kQ4Lanes) {
+    for (std::int64_t group = 0; group < layout.n_groups(); ++group, run += kQ4KeyRunBytes) {
+      for (int lane = 0; lane < kQ4Lanes; ++lane) {
+        std::uint8_t bytes[kQ4Lanes];
+        for (int r = 0; r < 4; ++r) std::memcpy(bytes + 4 * r, run + 64 * r + 4 * lane, 4);
+        const HalfBytes numbers(bytes);
+        const std::uint16_t scale = scales[group * kBlockTokens + token0 + lane];
+        float* to = rows + (token0 + lane) * head_dim + group * kQ4Group;
+        scale_numbers(numbers.low, scale, to);
+        scale_numbers(numbers.high, scale, to + kQ4Lanes);
+      }
     }
-    for (std::int64_t group = 0; group < layout.n_groups(); ++group) {
-      const float scale = ggml_fp16_to_fp32(scales[group * kBlockTokens + token]);
-      for (int i = 0; i < kQ4Group; ++i) row[group * kQ4Group + i] *= scale;
+  }
+}
+
+// A run has 16 dims of all tokens: every fourth byte belongs to one token, and its high half to the
+// one that is 32 tokens later.
+void read_value_numbers(const std::byte* tile, std::int64_t head_dim, float* rows) {
+  const Q4Layout layout = Q4Layout::values(head_dim);
+  const auto* scales = reinterpret_cast<const std::uint16_t*>(tile + layout.scales());
+  const auto* run = reinterpret_cast<const std::uint8_t*>(tile + layout.nibbles());
+  for (std::int64_t d = 0; d < head_dim; d += kQ4Lanes, run += kQ4ValueRunBytes) {
+    const std::uint16_t* scale = scales + d / kQ4Group * kBlockTokens;
+    for (int token = 0; token < kBlockTokens / 2; ++token) {
+      std::uint8_t bytes[kQ4Lanes];
+      const std::uint8_t* from = run + token / 4 * 64 + token % 4;
+      for (int lane = 0; lane < kQ4Lanes; ++lane) bytes[lane] = from[4 * lane];
+      const HalfBytes numbers(bytes);
+      const int later = token + kBlockTokens / 2;
+      scale_numbers(numbers.low, scale[token], rows + token * head_dim + d);
+      scale_numbers(numbers.high, scale[later], rows + later * head_dim + d);
     }
-    hadamard_rotate(row, layout.head_dim);
+  }
+}
+
+void rotate_rows(float* rows, std::int64_t head_dim) {
+  for (int token = 0; token < kBlockTokens; ++token) {
+    hadamard_rotate(rows + token * head_dim, head_dim);
   }
 }
 
 /// Writes the mean of all rows to the tile; mean [head_dim] is what it became in F16.
 std::vector<float> write_mean(const float* rows, std::int64_t head_dim, std::byte* tile) {
   std::vector<float> mean(static_cast<std::size_t>(head_dim));
-  for (std::int64_t i = 0; i < kBlockTokens * head_dim; ++i) {
-    mean[static_cast<std::size_t>(i % head_dim)] += rows[i] / kBlockTokens;
+  for (int token = 0; token < kBlockTokens; ++token, rows += head_dim) {
+    for (std::size_t d = 0; d < mean.size(); ++d) mean[d] += rows[d] / kBlockTokens;
   }
   auto* written = reinterpret_cast<std::uint16_t*>(tile);
   ggml_fp32_to_fp16_row(mean.data(), written, head_dim);
@@ -138,16 +205,18 @@ std::vector<float> write_mean(const float* rows, std::int64_t head_dim, std::byt
 }  // namespace
 
 void read_q4_keys(const std::byte* tile, std::int64_t head_dim, float* rows) {
-  read_groups<key_place>(Q4Layout::keys(head_dim), tile, rows);
+  read_key_numbers(tile, head_dim, rows);
+  rotate_rows(rows, head_dim);
   std::vector<float> mean(static_cast<std::size_t>(head_dim));
   ggml_fp16_to_fp32_row(reinterpret_cast<const std::uint16_t*>(tile), mean.data(), head_dim);
-  for (std::int64_t i = 0; i < kBlockTokens * head_dim; ++i) {
-    rows[i] += mean[static_cast<std::size_t>(i % head_dim)];
+  for (int token = 0; token < kBlockTokens; ++token, rows += head_dim) {
+    for (std::size_t d = 0; d < mean.size(); ++d) rows[d] += mean[d];
   }
 }
 
 void read_q4_values(const std::byte* tile, std::int64_t head_dim, float* rows) {
-  read_groups<value_place>(Q4Layout::values(head_dim), tile, rows);
+  read_value_numbers(tile, head_dim, rows);
+  rotate_rows(rows, head_dim);
 }
 
 void write_q4_keys(const float* rows, std::int64_t head_dim, std::byte* tile) {
@@ -156,16 +225,14 @@ void write_q4_keys(const float* rows, std::int64_t head_dim, std::byte* tile) {
   for (int token = 0; token < kBlockTokens; ++token) {
     float* key = keys.data() + token * head_dim;
     for (std::size_t d = 0; d < mean.size(); ++d) key[d] -= mean[d];
-    hadamard_rotate(key, head_dim);
   }
+  rotate_rows(keys.data(), head_dim);
   write_groups<key_place>(Q4Layout::keys(head_dim), keys.data(), tile);
 }
 
 void write_q4_values(const float* rows, std::int64_t head_dim, std::byte* tile) {
   std::vector<float> values(rows, rows + kBlockTokens * head_dim);
-  for (int token = 0; token < kBlockTokens; ++token) {
-    hadamard_rotate(values.data() + token * head_dim, head_dim);
-  }
+  rotate_rows(values.data(), head_dim);
   write_groups<value_place>(Q4Layout::values(head_dim), values.data(), tile);
 }
 

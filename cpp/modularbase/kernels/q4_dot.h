@@ -3,57 +3,15 @@
 #include <cstdint>
 #include <cstring>
 
-#include "modularbase/kernels/kv_tile_q4.h"
-#include "modularbase/kernels/simd.h"
+#include "modularbase/kernels/q4_factors.h"
 
 namespace modularbase::kernels {
 
 inline constexpr int kQ4Vecs = kQ4Lanes / simd::kLanes;
 
-/// What N half-bytes are multiplied with, rounded to 16 bits of the largest: number i is scale
-/// times (256 high[i] + low[i]).
-template <int N>
-struct alignas(64) Q4Factors {
-  std::int8_t high[N];
-  std::int8_t low[N];
-  std::int32_t start;  // takes the half-bytes' offset off: -kQ4Offset times the integers' sum
-  float scale;
-};
-
-template <int N>
-[[gnu::always_inline]] inline void round_factors(const float* x, Q4Factors<N>& factors) {
-  using Ints = std::int32_t __attribute__((vector_size(sizeof(simd::Vec))));
-  using Bytes = std::int8_t __attribute__((vector_size(simd::kLanes)));
-  constexpr float kLargest = 127 * 256;  // the high half of more would be rounded up to 128
-  constexpr int kVecs = N / simd::kLanes;
-  simd::Vec largest = simd::zero();
-  for (int i = 0; i < kVecs; ++i) {
-    const simd::Vec v = simd::load(x + i * simd::kLanes);
-    largest = simd::max(largest, simd::max(v, simd::zero() - v));
-  }
-  const float max = simd::max_lanes(largest);
-  const bool is_zero = max < 1e-30f;  // weights so small count for nothing; 1 / max stays finite
-  const simd::Vec inverse = simd::set1(is_zero ? 0.0f : kLargest / max);
-  simd::Vec sums[4] = {simd::zero(), simd::zero(), simd::zero(), simd::zero()};
-  for (int i = 0; i < kVecs; ++i) {
-    const simd::Vec rounded = simd::round(simd::load(x + i * simd::kLanes) * inverse);
-    sums[i % 4] = sums[i % 4] + rounded;
-    const Ints whole = __builtin_convertvector(rounded, Ints);
-    const Ints high = (whole + 128) >> 8;
-    const Bytes bytes[2] = {__builtin_convertvector(high, Bytes),
-                            __builtin_convertvector(whole - high * 256, Bytes)};
-    std::memcpy(factors.high + i * simd::kLanes, &bytes[0], sizeof(Bytes));
-    std::memcpy(factors.low + i * simd::kLanes, &bytes[1], sizeof(Bytes));
-  }
-  float sum[4];
-  simd::sum_lanes4(sums[0], sums[1], sums[2], sums[3], sum);  // whole numbers below 2^24: exact
-  factors.start = -kQ4Offset * static_cast<std::int32_t>(sum[0] + sum[1] + (sum[2] + sum[3]));
-  factors.scale = is_zero ? 0.0f : max / kLargest;
-}
-
 /// sums[i][g] = what the 16 lanes' half-bytes times factors[g] add up to, for two runs of N numbers
 /// a lane that begin run_stride bytes apart.
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#ifdef MODULARBASE_Q4_VNNI
 template <int G, int N>
 [[gnu::always_inline]] inline void q4_dot(const std::uint8_t* run, std::int64_t run_stride,
                                           const Q4Factors<N>* factors,

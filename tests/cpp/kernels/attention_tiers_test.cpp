@@ -368,7 +368,7 @@ TEST_CASE(
     "the window gets the log of each row's mass where its stride says, the last rows' at the end") {
   constexpr std::int64_t kHeads = 6, kLayers = 3;
   for (const int stride : {1, 4}) {
-    const std::vector<Row> rows = {{64, 99, 3, 5}, {0, 30, 17, 2}, {0, 8, 1, 0}};
+    const std::vector<Row> rows = {{64, 99, 3, 5}, {0, 30, 100, 2}, {0, 8, 1, 0}};
     Tiers tiers({kHeads, 2, 64}, rows, 21);
     std::vector<std::vector<float>> log_mass;
     std::vector<QueryWindow> windows;
