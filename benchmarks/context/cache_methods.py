@@ -66,7 +66,7 @@ class Rounded:
 
     def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
         rounding = {"q8_0": q8_0, "q4_0": q4_0}[self.kind]
-        # As in the engine, what is rounded was F32, not F16.
+        # llama.cpp rounds what was F32.
         return rotate(rounding(rotate(rows))) if self.is_rotated else rounding(rows)
 
 
