@@ -84,12 +84,12 @@ SMALL = Settings(
     n_prefix=96,
     n_read=24,
     ratios=(4,),
-    n_sentences=6,
+    n_sentences=2,
     n_samples=1,
     depths=(0.5,),
     n_dialogues=1,
-    n_turns=5,
-    probed_turns=(3, 5),
+    n_turns=3,
+    probed_turns=(3,),
     n_answer=2,
 )
 """For tests."""
