@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from benchmarks.context.fidelity import FidelityRow
 from benchmarks.context.metrics import Estimate
@@ -30,11 +31,12 @@ def draw_fidelity(rows: Sequence[FidelityRow], path: Path) -> None:
         sizes = [row.bytes_per_token / 1024 for row in members]
         axes.errorbar(sizes, [e.value for e in kl], spread, marker="o", capsize=3, label=family)
     axes.set(
-        xscale="log",
         yscale="log",
         xlabel="KiB a token of the context",
         ylabel="KL to F16, nats a token (mean, 95 % interval)",
     )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     _save(figure, axes, path)
 
 
