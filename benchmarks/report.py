@@ -93,7 +93,8 @@ def warnings(machine: Machine, results: Sequence[CaseResult]) -> list[str]:
     return found
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Returns the commit of the sources, with a mark where they were changed since."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
@@ -113,7 +114,7 @@ def document(
     return {
         "name": name,
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {
             "modularbase": _own_version(),

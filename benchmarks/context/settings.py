@@ -1,0 +1,95 @@
+"""What a run measures, and with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from benchmarks.context.cache_methods import CacheMethod, Rounded, SnapKV, Window
+from benchmarks.context.dialogues import PROBED_TURNS, Dialogue, make_dialogue
+from benchmarks.context.documents import LongText, cut, long_texts
+from benchmarks.context.needles import DEPTHS, KINDS, Haystack, make_haystack
+from benchmarks.context.small_talk import paragraph
+from benchmarks.context.systems import ContextSystem
+from benchmarks.context.torch_model import TorchModel
+from benchmarks.context.torch_systems import DroppedText, MethodSystem
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The size of a run.
+
+    Attributes:
+        n_documents: Texts from packages; 0: one of small talk, for tests.
+        n_prefix: Tokens of a text that are held.
+        n_read: Tokens of it that are read behind them.
+        ratios: By how much methods that can choose make a context smaller.
+        n_sentences: Of a haystack's filler.
+        n_samples: Haystacks of each kind and depth.
+        depths: Where in them needles lie.
+        n_dialogues: Dialogues.
+        n_turns: Of a dialogue.
+        probed_turns: Turns that are replaced by questions.
+        n_answer: Most tokens of an answer.
+    """
+
+    n_documents: int = 20
+    n_prefix: int = 2048
+    n_read: int = 256
+    ratios: Sequence[float] = (2, 4, 8)
+    n_sentences: int = 150
+    n_samples: int = 4
+    depths: Sequence[float] = DEPTHS
+    n_dialogues: int = 10
+    n_turns: int = 30
+    probed_turns: Sequence[int] = PROBED_TURNS
+    n_answer: int = 40
+
+    def texts(self, model: TorchModel) -> list[LongText]:
+        """Texts, each of the tokens that are held and those that are read."""
+        n_tokens = self.n_prefix + self.n_read
+        if self.n_documents:
+            return long_texts(model.encoder, self.n_documents, n_tokens)
+        text = cut("small talk", paragraph(n_tokens), model.encoder, n_tokens)
+        assert text is not None
+        return [text]
+
+    def haystacks(self) -> list[Haystack]:
+        """Of each kind and depth."""
+        cases = product(KINDS, self.depths, range(self.n_samples))
+        return [
+            make_haystack(kind, depth=depth, n_sentences=self.n_sentences, seed=seed)
+            for kind, depth, seed in cases
+        ]
+
+    def dialogues(self) -> list[Dialogue]:
+        """Each with other rules."""
+        return [
+            make_dialogue(seed, n_turns=self.n_turns, probed_turns=self.probed_turns)
+            for seed in range(self.n_dialogues)
+        ]
+
+    def systems(self, model: TorchModel) -> list[ContextSystem]:
+        """What is compared with F16."""
+        methods: list[CacheMethod] = [Rounded("q8_0"), Rounded("q4_0")]
+        methods.append(Rounded("q4_0", is_rotated=True))
+        methods += [make(ratio) for make, ratio in product((Window, SnapKV), self.ratios)]
+        dropped = [DroppedText(model, ratio) for ratio in self.ratios]
+        return [*(MethodSystem(model, method) for method in methods), *dropped]
+
+
+SMALL = Settings(
+    n_documents=0,
+    n_prefix=96,
+    n_read=24,
+    ratios=(4,),
+    n_sentences=2,
+    n_samples=1,
+    depths=(0.5,),
+    n_dialogues=1,
+    n_turns=3,
+    probed_turns=(3,),
+    n_answer=2,
+)
+"""For tests."""
