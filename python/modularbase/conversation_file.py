@@ -32,6 +32,7 @@ class Layout(BaseModel):
     n_head_kv: int
     head_dim: int
     first_site: int
+    detail_layers: list[int]
 
 
 class Kept(BaseModel):

@@ -93,7 +93,7 @@ class Engine:
         self._path = path
         self._core = core
         self._metadata = metadata
-        self._kv = "f16"
+        self._raw_options = _core.EngineOptions()
         self._default_packs: tuple[str, ...] = ()
         self._predictor: Predictor | None = None
         self._attachments: list[Attachment] = []
@@ -142,7 +142,9 @@ class Engine:
         path = install.resolve(os.fsdecode(base), install=True)
         raw = _core.EngineOptions()
         for field in fields(EngineOptions):
-            assign(raw, field.name, getattr(options or EngineOptions(), field.name))
+            value = getattr(options or EngineOptions(), field.name)
+            if value is not None or field.name != "kv_detail_layers":
+                assign(raw, field.name, value)
         assign(raw, "dtype", dtype)
         assign(raw, "device", device)
         raw.n_threads = 0 if n_threads is None else positive("n_threads", n_threads)
@@ -153,8 +155,11 @@ class Engine:
             raw.kv_budget_bytes = parse_bytes("kv_budget", kv_budget)
         if pack_budget is not None:
             raw.pack_budget_bytes = parse_bytes("pack_budget", pack_budget)
-        engine = cls(path, _core.Engine(utf8_path(path), raw), read_metadata(path))
-        engine._kv = raw.kv
+        metadata = read_metadata(path)
+        if options is None or options.kv_detail_layers is None:
+            raw.kv_detail_layers = BaseIdentity(path, metadata).detail_layers
+        engine = cls(path, _core.Engine(utf8_path(path), raw), metadata)
+        engine._raw_options = raw
         engine._default_packs = tuple(default_packs)
         engine._predictor = predictor
         return engine
@@ -352,15 +357,16 @@ class Engine:
             ChatTemplateError: The base has no usable chat template.
             InvalidRequestError: A context was given, and the engine keeps none in tiers.
         """
-        is_tiered = self._kv == "tiered"
+        kv = self._raw_options.kv
+        is_tiered = kv == "tiered"
         if context is not None and not is_tiered:
-            raise InvalidRequestError("context", 'an engine with kv="tiered"', f"kv={self._kv!r}")
+            raise InvalidRequestError("context", 'an engine with kv="tiered"', f"kv={kv!r}")
         options = (context or ContextOptions()) if is_tiered else None
         return Conversation(self._host, options, packs)
 
     @cached_property
     def _host(self) -> Host:
-        info = self.info
+        info, details = self.info, self._raw_options.kv_detail_layers
         return Host(
             self._core,
             self._submit_turn,
@@ -368,10 +374,14 @@ class Engine:
             self.chat_template,
             self.tokenizer,
             self.base,
-            TierCosts.from_metadata(str(self._path), self._metadata),
+            TierCosts.from_metadata(str(self._path), self._metadata, len(details)),
             Layout(
-                kv=self._kv,
-                **{name: info[name] for name in Layout.model_fields if name != "kv"},
+                kv=self._raw_options.kv,
+                n_layer=info["n_layer"],
+                n_head_kv=info["n_head_kv"],
+                head_dim=info["head_dim"],
+                first_site=info["first_site"],
+                detail_layers=details,
             ),
         )
 

@@ -64,6 +64,8 @@ class BaseEntry:
         aliases: Other names for it.
         general_name: `general.name` in its files: tells that another file, say of another type, is
             this base.
+        detail_layers: Layers that look single tokens up: a summary of a context loses most there
+            (docs/context-tiers.md says how they were found).
     """
 
     name: str
@@ -76,6 +78,7 @@ class BaseEntry:
     n_layer: int
     aliases: tuple[str, ...] = ()
     general_name: str | None = None
+    detail_layers: tuple[int, ...] = ()
 
 
 def _hub(
@@ -108,6 +111,7 @@ CATALOGUE: tuple[BaseEntry, ...] = (
         n_layer=30,
         aliases=("smollm2-135m-instruct",),
         general_name="Smollm2 135M 8k Lc100K Mix1 Ep2",
+        detail_layers=(7, 14, 17, 18, 20),
     ),
     _hub(
         "smollm2-360m",

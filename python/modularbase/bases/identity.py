@@ -22,6 +22,7 @@ class BaseIdentity:
         id: Name in the catalogue where the file is that base; else `general.name` in lower case
             with '-' between the words, or the file's name.
         version: `general.version` where it is one, else 1.0.0.
+        detail_layers: As the catalogue has them; none of a base that it does not know.
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, object]) -> None:
@@ -29,6 +30,7 @@ class BaseIdentity:
         self._path = path
         self.id = _id(path, metadata)
         self.version = _version(metadata.get("general.version"))
+        self.detail_layers = next((e.detail_layers for e in CATALOGUE if e.name == self.id), ())
 
     @cached_property
     def digest(self) -> str:

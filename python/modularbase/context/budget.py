@@ -88,7 +88,7 @@ class Account:
             return self.exact_bytes(n_tokens)
         if tier is Tier.IMPORTANT:
             return n_tokens * self._costs.important_token_bytes
-        return self.n_slots(graded.span) * self._costs.slot_bytes
+        return self._costs.summary_bytes(graded.span.n_tokens, self.n_slots(graded.span))
 
     def window_bytes(self, spans: Iterable[GradedSpan]) -> int:
         """Bytes of the tokens in the window."""
@@ -101,7 +101,10 @@ class Account:
 
     def saved_bytes(self, graded: GradedSpan) -> float:
         """What summarising a span saves; it may be less than nothing."""
-        return self.past_bytes(graded) - self.n_slots(graded.span) * self._costs.slot_bytes
+        span = graded.span
+        return self.past_bytes(graded) - self._costs.summary_bytes(
+            span.n_tokens, self.n_slots(span)
+        )
 
     def bytes_by_cause(self, spans: Sequence[GradedSpan]) -> dict[str, int]:
         """What needs the bytes that cannot be saved."""

@@ -21,24 +21,41 @@ class TierCosts:
     Attributes:
         key_token_bytes: Of a token that is kept exactly.
         important_token_bytes: Of one in 4 bits; a whole number of bytes only for many tokens.
-        slot_bytes: Of a slot of a summary: key, value and the logarithm of its weight.
+        slot_bytes: Of a slot of a summary: key, value and the logarithm of its weight, in the layers
+            that have slots.
+        detail_token_bytes: Of a summarised token, in the layers that keep it in 4 bits instead.
     """
 
     key_token_bytes: int
     important_token_bytes: float
     slot_bytes: int
+    detail_token_bytes: float = 0.0
 
     @classmethod
-    def of_shape(cls, n_layer: int, n_head_kv: int, head_dim: int) -> TierCosts:
+    def of_shape(
+        cls, n_layer: int, n_head_kv: int, head_dim: int, n_detail_layer: int = 0
+    ) -> TierCosts:
         """The costs of a base of this shape."""
-        n_heads = n_layer * n_head_kv
-        n_values = 2 * n_heads * head_dim  # keys and values
+        n_values = 2 * n_head_kv * head_dim  # keys and values of a layer
         exact = n_values * _EXACT_BYTES
-        return cls(exact, n_values * _IMPORTANT_BITS / 8, exact + n_heads * _LOG_WEIGHT_BYTES)
+        important = n_values * _IMPORTANT_BITS / 8
+        slot = exact + n_head_kv * _LOG_WEIGHT_BYTES
+        return cls(
+            n_layer * exact,
+            n_layer * important,
+            (n_layer - n_detail_layer) * slot,
+            n_detail_layer * important,
+        )
+
+    def summary_bytes(self, n_tokens: int, n_slots: int) -> float:
+        """Of so many tokens and the slots that stand for them."""
+        return n_slots * self.slot_bytes + n_tokens * self.detail_token_bytes
 
     @classmethod
-    def from_metadata(cls, file: str, metadata: Mapping[str, object]) -> TierCosts:
-        """The costs of a base by its file's metadata.
+    def from_metadata(
+        cls, file: str, metadata: Mapping[str, object], n_detail_layer: int = 0
+    ) -> TierCosts:
+        """The costs of a base by its file's metadata, and how many layers keep details.
 
         Raises:
             BaseLoadError: The metadata does not tell the shape.
@@ -55,5 +72,8 @@ class TierCosts:
         n_head = number("attention.head_count")
         head_dim = number("attention.key_length", number("embedding_length") // n_head)
         return cls.of_shape(
-            number("block_count"), number("attention.head_count_kv", n_head), head_dim
+            number("block_count"),
+            number("attention.head_count_kv", n_head),
+            head_dim,
+            n_detail_layer,
         )

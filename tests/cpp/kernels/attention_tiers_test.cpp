@@ -202,7 +202,8 @@ class Tiers {
     std::vector<KvSegment>& segments = segments_.emplace_back();
     for (int i = 0; i < row.n_segments; ++i) {
       const auto tier = static_cast<std::int32_t>(random_() % kNKvTiers);
-      segments.push_back({random_mask(), tier, new_block(tier)});
+      // This layer has no details: such a segment shows it nothing.
+      segments.push_back({random_mask(), tier, tier == kDetailTier ? 0 : new_block(tier)});
     }
     spans_.push_back({.row0 = static_cast<std::int32_t>(n_rows_),
                       .n_rows = row.n_rows,
@@ -215,8 +216,8 @@ class Tiers {
   }
 
   void poison_token(std::int32_t index, std::int32_t block, int token) {
-    if (block < 0) return;
     const KvTierLayer& layer = kv_.tiers[index];
+    if (block < 0 || !layer.k) return;
     for (std::int64_t head = 0; head < shape_.n_head_kv; ++head) {
       for (const auto& [pool, format] :
            {std::pair{layer.k, layer.k_format}, std::pair{layer.v, layer.v_format}}) {
@@ -262,6 +263,7 @@ class Tiers {
       values.push_back(tier.values[at].data() + offset);
     };
     for (const KvSegment& segment : segments_[span_index]) {
+      if (segment.tier == kDetailTier) continue;
       for (int token = 0; token < kBlockTokens; ++token) {
         if ((segment.visible >> token & 1) != 0) see(segment.tier, segment.block, token);
       }
