@@ -75,8 +75,7 @@ void bind_reports(py::module_& module) {
 std::vector<BlockTuple> block_tuples(const ConversationImage& image) {
   std::vector<BlockTuple> tuples;
   for (const PastBlock& block : image.past.blocks) {
-    tuples.emplace_back(block.memory, static_cast<int>(block.tier), block.visible,
-                        block.positions);
+    tuples.emplace_back(block.memory, static_cast<int>(block.tier), block.visible, block.positions);
   }
   return tuples;
 }

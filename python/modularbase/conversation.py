@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,14 +49,33 @@ _LAYER_STEP = 6
 class State(Protocol):
     """What the runtime keeps of a conversation, and where."""
 
-    n_tokens: int
-    n_compacted: int
-    n_rebuilt: int
-    tiers: bytes
-    key_bytes: int
-    important_bytes: int
-    redundant_bytes: int
-    own_bytes: int
+    @property
+    def n_tokens(self) -> int:
+        """Tokens whose keys and values are there."""
+
+    @property
+    def n_compacted(self) -> int:
+        """Of these, the ones that lie in tiers."""
+
+    @property
+    def tiers(self) -> bytes:
+        """A code for each of them."""
+
+    @property
+    def key_bytes(self) -> int:
+        """What they take, by tier."""
+
+    @property
+    def important_bytes(self) -> int:
+        """The same."""
+
+    @property
+    def redundant_bytes(self) -> int:
+        """The same."""
+
+    @property
+    def own_bytes(self) -> int:
+        """What the others take."""
 
 
 class Runtime(Protocol):
@@ -97,7 +116,7 @@ class Host:
 
     Attributes:
         runtime: What keeps them.
-        submit: Queues a turn: all tokens, their tiers, the conversation's number, parameters, packs.
+        submit: Queues a turn: all tokens, their tiers, the conversation, parameters, packs.
         make_image: Makes what `Runtime.load_conversation` takes, of the fields of `Kept` and bytes.
         template: The base's.
         tokenizer: The base's.
@@ -156,7 +175,9 @@ class Conversation:
             )
             restored = self._runtime.load_conversation(image)
         except (InvalidRequestError, TypeError, ValueError) as error:
-            raise ConversationFileError(str(path), "kept", "what a cache holds", str(error)) from error
+            raise ConversationFileError(
+                str(path), "kept", "what a cache holds", str(error)
+            ) from error
         self.close()
         self._id = restored
         self._chat.restore(header.chat)
@@ -222,7 +243,7 @@ class Conversation:
         content: str | Message | Sequence[Message],
         params: SamplingParams | None = None,
         **overrides: Any,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Yields the answer's text as it comes; leaving the loop takes the turn back."""
         with self._turn(content, params, overrides) as generation:
             ended = False
@@ -343,7 +364,7 @@ class Conversation:
 def _messages(content: str | Message | Sequence[Message]) -> list[Message]:
     if isinstance(content, str):
         return [{"role": "user", "content": content}]
-    return list(content) if isinstance(content, Sequence) else [content]
+    return [content] if isinstance(content, Mapping) else list(content)
 
 
 def _report(planned: ContextReport, state: State) -> ContextReport:

@@ -1,7 +1,7 @@
 """A conversation as a file: what was said, and the keys and values that the engine keeps of it.
 
-Bytes, in order: MAGIC; the length of the header, 8 bytes little-endian; the header, JSON; the blocks'
-bytes; the SHA-256 of all before it, 32 bytes.
+Bytes, in order: MAGIC; the length of the header, 8 bytes little-endian; the header, JSON; the bytes
+of the blocks; the SHA-256 of all before it, 32 bytes.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ class EngineOptions:
             least 128.
         kv_detail_layers: Layers where "tiered" keeps in 4 bits what other layers summarise; None
             takes those that the catalogue knows of the base.
-        kv_budget_bytes: Memory for the KV cache; 0 gives room for two sequences of n_ctx in 16 bits.
+        kv_budget_bytes: Memory for the KV cache; 0 gives room for two sequences of n_ctx tokens in
+            16 bits.
         pack_budget_bytes: Memory for packs; 0 makes an engine without packs.
         first_site: The lowest layer that packs are expected at: layers up to it share their KV
             between packs. -1 is the middle layer.

@@ -104,7 +104,9 @@ def test_a_budget_below_the_floors_is_refused_before_the_turn(load: LoadEngine) 
     options = ContextOptions(budget_bytes=1000)
     with load("tiered").conversation(context=options) as talk:
         with pytest.raises(ContextBudgetError):
-            talk.chat([{"role": "system", "content": CHATTER * 4}, {"role": "user", "content": "hi"}])
+            talk.chat(
+                [{"role": "system", "content": CHATTER * 4}, {"role": "user", "content": "hi"}]
+            )
         assert talk.messages == ()
 
 
@@ -184,9 +186,7 @@ def test_conversations_from_several_threads(load: LoadEngine) -> None:
 
     def talk_about(n: int) -> None:
         with engine.conversation() as talk:
-            answers[n] = [
-                talk.chat(CHATTER * (4 + n % 2), **GREEDY).token_ids for _ in range(4)
-            ]
+            answers[n] = [talk.chat(CHATTER * (4 + n % 2), **GREEDY).token_ids for _ in range(4)]
 
     threads = [threading.Thread(target=talk_about, args=(n,)) for n in range(4)]
     for thread in threads:
@@ -218,7 +218,7 @@ def test_rounded_caches_are_near(load: LoadEngine, kv: KvKind, tolerance: float)
 
 @pytest.mark.parametrize("kv", ["f16", "tiered"])
 def test_saved_and_loaded(load: LoadEngine, tmp_path: Path, kv: KvKind) -> None:
-    """What is loaded goes on as what was saved does, also in another engine, computing nothing again."""
+    """What is loaded goes on as what was saved, in another engine, and computes nothing again."""
     path = tmp_path / "talk.mbconv"
     engine, other = load(kv), load(kv, prefix_cache="off")
     with engine.conversation() as talk, other.conversation() as again:

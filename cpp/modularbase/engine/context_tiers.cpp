@@ -13,8 +13,8 @@ constexpr std::int64_t kBlock = kernels::kBlockTokens;
 // The first tokens of a sequence draw attention whatever they say: they stay exact (Xiao et al.,
 // arXiv:2309.17453).
 constexpr std::int64_t kSinkTokens = 16;
-// A running sequence is compacted so many positions at a time: the work is a small part of the steps
-// that made them, and blocks are filled.
+// A running sequence is compacted so many positions at a time: the work is a small part of the
+// steps that made them, and blocks are filled.
 constexpr std::int64_t kCompactedAtOnce = 4 * kBlock;
 
 std::int64_t whole_blocks(std::int64_t n) {
@@ -60,7 +60,8 @@ Tier ContextTiers::tier_of(const Sequence& sequence, std::int64_t position) cons
   if (rules_.mode == KvMode::kImportant || at >= sequence.spec.tiers.size()) {
     return Tier::kImportant;
   }
-  return std::min(sequence.spec.tiers[at], Tier::kImportant);  // slots come when the request is over
+  return std::min(sequence.spec.tiers[at],
+                  Tier::kImportant);  // slots come when the request is over
 }
 
 void ContextTiers::compact(Sequence& sequence) {
@@ -114,8 +115,8 @@ bool ContextTiers::begin(Job& job) {
                kept->window->rows(last.start + last.n_tokens, kept->kv.n_tokens)};
   }
   if (kept->kv.past.empty()) cache_.publish_whole_blocks(kept->kv, kept->tokens, kept->context);
-  job.compaction = std::make_unique<Compaction>(cache_, kept->kv, std::move(plan),
-                                                std::move(queries), n_head_);
+  job.compaction =
+      std::make_unique<Compaction>(cache_, kept->kv, std::move(plan), std::move(queries), n_head_);
   return true;
 }
 
@@ -185,8 +186,7 @@ ContextState ContextTiers::state(ConversationId id) {
 }
 
 std::vector<float> ContextTiers::attention_received(ConversationId id,
-                                                    const std::vector<SlotSpan>& spans,
-                                                    int layer) {
+                                                    const std::vector<SlotSpan>& spans, int layer) {
   Conversation* kept = conversations_.find(id);
   if (!kept) throw InvalidRequestError("conversation", "an open one", std::to_string(id));
   std::int64_t end = 0;
@@ -201,9 +201,8 @@ std::vector<float> ContextTiers::attention_received(ConversationId id,
   const FitQueries queries{&kept->window->lower(), &kept->window->upper(),
                            kept->window->rows(end, kept->kv.n_tokens)};
   if (queries.rows.empty()) return received;
-  PastPlan everything{.n_positions = std::max(end, kept->kv.past.n_positions),
-                      .tiers = {},
-                      .spans = spans};
+  PastPlan everything{
+      .n_positions = std::max(end, kept->kv.past.n_positions), .tiers = {}, .spans = spans};
   everything.tiers.resize(static_cast<std::size_t>(everything.n_positions), Tier::kKey);
   const LocatedPast located = locate(kept->kv, everything);
   const bool is_upper = !cache_.lower().memory().geometry().holds(layer);

@@ -44,7 +44,8 @@ void check_block(const PastBlock& block, const KvCache& cache, std::int64_t n_po
   check_number("block tier", static_cast<int>(block.tier), 0, static_cast<int>(Tier::kRedundant));
   if (cache.block_bytes(block.memory) == 0) refuse("block memory", "a tier of this engine", "none");
   check_number("block positions", std::ssize(block.positions), 1, kBlock);
-  if (std::bit_width(block.visible) > std::bit_width(~std::uint64_t{0} >> (64 - block.positions.size()))) {
+  if (std::bit_width(block.visible) >
+      std::bit_width(~std::uint64_t{0} >> (64 - block.positions.size()))) {
     refuse("block visible", "bits of its positions", std::to_string(block.visible));
   }
   for (const std::int32_t position : block.positions) {

@@ -46,10 +46,12 @@ bool Conversations::take(Sequence& sequence) {
   if (kept->is_running) return false;
   kept->is_running = true;
   kept->last_use = ++clock_;
-  if (has_windows_ && !kept->window) kept->window = std::make_unique<SequenceWindow>(cache_, n_head_);
+  if (has_windows_ && !kept->window)
+    kept->window = std::make_unique<SequenceWindow>(cache_, n_head_);
   sequence.window = kept->window.get();
   const std::int64_t n_most = std::ssize(sequence.tokens) - 1;  // there is a row to compute
-  const std::int64_t n = std::min({n_common(kept->tokens, sequence.tokens), kept->kv.n_tokens, n_most});
+  const std::int64_t n =
+      std::min({n_common(kept->tokens, sequence.tokens), kept->kv.n_tokens, n_most});
   const bool suits = is_same(kept->context, sequence.kv_context) && n >= kept->kv.past.n_positions;
   if (suits && cache_.truncate(kept->kv, n)) {
     sequence.kv = std::exchange(kept->kv, {});

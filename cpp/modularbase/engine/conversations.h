@@ -17,7 +17,7 @@ struct Conversation {
   std::unique_ptr<SequenceWindow> window;  // null: none has run, or nothing of it becomes slots
   bool is_running = false;                 // a request has its kv
   bool is_closed = false;                  // to be forgotten when that ends
-  std::int64_t n_rebuilt = 0;              // tokens computed again, since what was kept did not suit
+  std::int64_t n_rebuilt = 0;  // tokens computed again, since what was kept did not suit
   std::uint64_t last_use = 0;
 };
 

@@ -86,8 +86,8 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
   info_.kv_bytes = static_cast<std::size_t>(info_.n_kv_blocks) * groups.block_bytes();
   const KvTiers tiers = resolve_tiers(options_, *model_, backend_);
   info_.n_kv_tokens = n_kv_tokens(groups, tiers, info_.n_kv_blocks, options_);
-  cache_ = std::make_unique<KvCache>(groups, tiers, info_.n_kv_blocks, backend_,
-                                     options_.prefix_cache);
+  cache_ =
+      std::make_unique<KvCache>(groups, tiers, info_.n_kv_blocks, backend_, options_.prefix_cache);
   runner_ = std::make_unique<ModelRunner>(*model_, backend_, *cache_, options_);
   info_.screen_bytes = runner_->screen_bytes();
   if (has_packs) {
@@ -99,9 +99,9 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
         });
   }
   tiers_ = std::make_unique<ContextTiers>(*cache_, options_.tiers, info_.n_head);
-  scheduler_ = std::make_unique<Scheduler>(*cache_, *tiers_,
-                                           PackAdmission(packs_.get(), first_site),
-                                           SchedulerLimits{options_.n_batch, options_.n_sequences});
+  scheduler_ =
+      std::make_unique<Scheduler>(*cache_, *tiers_, PackAdmission(packs_.get(), first_site),
+                                  SchedulerLimits{options_.n_batch, options_.n_sequences});
   publish_stats();
   info_.load_us = micros(Clock::now() - started_at);
   thread_ = std::thread([this] { run(); });
@@ -210,8 +210,8 @@ void Engine::expect_cpu() const {
   throw InvalidRequestError("device", "cpu, to save and load conversations", backend_.name());
 }
 
-std::vector<float> Engine::attention_received(ConversationId id,
-                                              const std::vector<SlotSpan>& spans, int layer) {
+std::vector<float> Engine::attention_received(ConversationId id, const std::vector<SlotSpan>& spans,
+                                              int layer) {
   if (layer < 0 || layer >= info_.n_layer) {
     throw InvalidRequestError("layer", "0.." + std::to_string(info_.n_layer - 1),
                               std::to_string(layer));

@@ -133,7 +133,7 @@ class Engine {
   std::int64_t n_rows_ = 0;
   std::int64_t n_mid_rows_ = 0;
 
-  bool is_stalled_ = false;  // all that is there waits for packs
+  bool is_stalled_ = false;      // all that is there waits for packs
   Clock::duration step_time_{};  // of the last step
 
   std::vector<std::unique_ptr<Sequence>> inbox_;

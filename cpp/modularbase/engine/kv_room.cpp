@@ -68,8 +68,7 @@ std::int64_t resolve_n_blocks(std::int64_t budget_bytes, std::size_t block_bytes
 }
 
 KvTiers resolve_tiers(const ResolvedOptions& options, const Model& model, const Backend& backend) {
-  const bool is_rounded =
-      options.kv_type == GGML_TYPE_Q8_0 || options.tiers.mode != KvMode::kExact;
+  const bool is_rounded = options.kv_type == GGML_TYPE_Q8_0 || options.tiers.mode != KvMode::kExact;
   if (is_rounded && !kernels::tile_supported(kernels::TileFormat::kQ8_0, model.config.head_dim)) {
     throw InvalidRequestError("kv", "f16 or bf16, for heads that are no multiple of 32 wide",
                               "a rounded one; head_dim " + std::to_string(model.config.head_dim));

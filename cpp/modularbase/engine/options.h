@@ -19,12 +19,12 @@ enum class HeadPath {
 struct EngineOptions {
   std::string dtype = "auto";   // auto, keep, f16, bf16, f32
   std::string device = "auto";  // auto, cpu, cuda
-  // How keys and values are kept: f16, bf16, q8_0; q4_0: in 4 bits behind the last kv_window_tokens;
-  // tiered: so, or better or worse, as requests and plans say.
+  // How keys and values are kept: f16, bf16, q8_0; q4_0: in 4 bits behind the last
+  // kv_window_tokens; tiered: so, or better or worse, as requests and plans say.
   std::string kv = "f16";
   std::int64_t kv_window_tokens = 128;
   std::vector<int> kv_detail_layers;  // tiered: they keep what others summarise in 4 bits
-  int n_threads = 0;            // 0: one per core this process may use
+  int n_threads = 0;                  // 0: one per core this process may use
   std::int64_t n_ctx = 0;  // longest sequence; 0: what the model was trained for, at most 32768
   std::int64_t kv_budget_bytes = 0;  // memory for KV blocks; 0: room for two sequences of n_ctx
   std::int64_t pack_budget_bytes = std::int64_t{256} << 20;  // memory for packs; 0: no packs

@@ -27,8 +27,7 @@ struct SchedulerLimits {
 /// later from its tokens. Engine thread only.
 class Scheduler {
  public:
-  Scheduler(KvCache& cache, ContextTiers& tiers, PackAdmission packs,
-            const SchedulerLimits& limits)
+  Scheduler(KvCache& cache, ContextTiers& tiers, PackAdmission packs, const SchedulerLimits& limits)
       : cache_(cache), tiers_(tiers), packs_(std::move(packs)), limits_(limits) {}
 
   void add(std::unique_ptr<Sequence> sequence) {
@@ -58,7 +57,8 @@ class Scheduler {
   std::vector<std::unique_ptr<Sequence>> remove_if(bool (*drop)(const Sequence&));
   /// What asked for a name goes on with what it means now; returns how many did at once.
   std::int64_t switch_packs(const NewMeaning& meaning);
-  /// Takes out the sequences that cannot go on (error says why): their packs cannot be had, or memory.
+  /// Takes out the sequences that cannot go on (error says why): their packs cannot be had, or
+  /// memory.
   std::vector<std::unique_ptr<Sequence>> take_failed() { return std::exchange(failed_, {}); }
 
  private:

@@ -34,8 +34,8 @@ struct Sequence {
   KvSequence kv;
   KvContext kv_context;
   SequenceWindow* window = nullptr;  // its conversation's
-  bool has_packs = false;       // what follows is decided
-  std::size_t pack_choice = 0;  // of spec.pack_choices: tried next, or taken
+  bool has_packs = false;            // what follows is decided
+  std::size_t pack_choice = 0;       // of spec.pack_choices: tried next, or taken
   PackWait pack_wait;
   bool waits_for_room = false;
   std::exception_ptr error;          // why its last choice of packs, or memory, could not be had

@@ -8,8 +8,8 @@
 
 namespace modularbase {
 
-/// The last queries of a sequence in all layers, kept while it runs: what its spans are fitted to and
-/// graded by. Engine thread only.
+/// The last queries of a sequence in all layers, kept while it runs: what its spans are fitted to
+/// and graded by. Engine thread only.
 class SequenceWindow {
  public:
   static constexpr std::int32_t kRows = 128;

@@ -24,8 +24,8 @@ struct StepSpan {
   std::uint64_t sequence_id;
   std::int64_t pos0;
   std::span<const TokenId> tokens;
-  const PackSet* packs = nullptr;  // null: the plain base
-  std::int64_t packs_from = 0;     // positions before it are the plain base
+  const PackSet* packs = nullptr;          // null: the plain base
+  std::int64_t packs_from = 0;             // positions before it are the plain base
   const SequenceWindow* window = nullptr;  // null: nobody wants its queries
 };
 

@@ -14,9 +14,9 @@ struct RefusedSpan {
   float error = 0.0f;
 };
 
-/// Builds a sequence's new past beside the old one, a layer at a time, so that it can be put off, or
-/// given up, between any two. The sequence's past must not change meanwhile; tokens may be added.
-/// Engine thread only.
+/// Builds a sequence's new past beside the old one, a layer at a time, so that it can be put off,
+/// or given up, between any two. The sequence's past must not change meanwhile; tokens may be
+/// added. Engine thread only.
 class Compaction {
  public:
   Compaction(KvCache& cache, const KvSequence& sequence, PastPlan plan, FitQueries queries,
@@ -43,8 +43,8 @@ class Compaction {
   void build(const LayerView& layer);
   void fill(const NewPastBlock& made, const LayerView& layer, std::int64_t head,
             TileReader& reader);
-  void load(const PastSource& source, const LayerView& layer, std::int64_t head,
-            TileReader& reader, std::size_t at);
+  void load(const PastSource& source, const LayerView& layer, std::int64_t head, TileReader& reader,
+            std::size_t at);
 
   KvCache& cache_;
   const KvSequence& sequence_;

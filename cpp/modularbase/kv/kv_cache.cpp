@@ -62,8 +62,8 @@ TierGeometry important_blocks(const KvGeometry& group, const KvTiers& tiers) {
 
 TierGeometry redundant_blocks(const KvGeometry& group, const KvTiers& tiers) {
   const std::vector<TileFormat> formats(static_cast<std::size_t>(group.n_layer), TileFormat::kF16);
-  TierGeometry geometry{group.n_head_kv, group.head_dim,    group.first_layer, formats,
-                        TileFormat::kF16, true, {}};
+  TierGeometry geometry{
+      group.n_head_kv, group.head_dim, group.first_layer, formats, TileFormat::kF16, true, {}};
   geometry.lacks = details_of(group, tiers);
   return geometry;
 }
@@ -88,7 +88,8 @@ KvCache::KvCache(const KvGroups& groups, const KvTiers& tiers, std::int64_t n_bl
     const TierGeometry lower = geometry_of(groups.lower, tiers);
     std::size_t block_bytes = lower.block_bytes();
     if (groups.upper) block_bytes += geometry_of(*groups.upper, tiers).block_bytes();
-    const auto n = static_cast<std::int64_t>(budget_.n_bytes() / std::max<std::size_t>(1, block_bytes));
+    const auto n =
+        static_cast<std::int64_t>(budget_.n_bytes() / std::max<std::size_t>(1, block_bytes));
     lower_.add_tier(tier, lower, n, backend);
     if (upper_) upper_->add_tier(tier, geometry_of(*groups.upper, tiers), n, backend);
   };
@@ -165,8 +166,7 @@ void KvCache::release(KvSequence& sequence) {
 
 bool KvCache::truncate(KvSequence& sequence, std::int64_t n) {
   const bool done = with_room([&] {
-    return lower_.truncate(sequence.lower, n) &&
-           (!upper_ || upper_->truncate(sequence.upper, n));
+    return lower_.truncate(sequence.lower, n) && (!upper_ || upper_->truncate(sequence.upper, n));
   });
   if (done) sequence.set_valid(n);
   return done;

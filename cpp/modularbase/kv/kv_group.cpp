@@ -19,9 +19,9 @@ KvGroup::KvGroup(const KvGeometry& geometry, std::int64_t n_blocks, KvBudget& bu
 void KvGroup::add_tier(KvTier tier, TierGeometry geometry, std::int64_t n_blocks,
                        const Backend& backend) {
   const std::size_t block_bytes = geometry.block_bytes();
-  tiers_[tier] = std::make_unique<TierBlocks>(
-      TierBlocks{BlockPool(n_blocks, block_bytes, budget_),
-                 TierMemory(std::move(geometry), n_blocks, backend)});
+  tiers_[tier] =
+      std::make_unique<TierBlocks>(TierBlocks{BlockPool(n_blocks, block_bytes, budget_),
+                                              TierMemory(std::move(geometry), n_blocks, backend)});
 }
 
 kernels::KvLayer KvGroup::layer(int layer) const {

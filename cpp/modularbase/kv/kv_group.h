@@ -1,8 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <cstddef>
 #include <optional>
 #include <span>
 #include <vector>
@@ -38,9 +38,7 @@ class KvGroup {
   /// A layer's memory in all tiers.
   kernels::KvLayer layer(int layer) const;
   /// Its number among the group's.
-  int index_of(int layer) const {
-    return layer - static_cast<int>(memory_.geometry().first_layer);
-  }
+  int index_of(int layer) const { return layer - static_cast<int>(memory_.geometry().first_layer); }
   std::int64_t n_blocks() const { return pool_.n_blocks(); }
   std::int64_t n_free_blocks() const { return pool_.n_free(); }
   std::int64_t n_cached_blocks() const { return index_.n_blocks(); }
@@ -53,8 +51,8 @@ class KvGroup {
   bool reserve(BlockTable& table, std::int64_t n_tokens);
   /// Gives back the blocks behind the first n_blocks.
   void trim(BlockTable& table, std::size_t n_blocks);
-  /// Gives back the blocks behind the first n positions; a last one that is not full and that others
-  /// hold, too, is copied. False where there is no block for the copy.
+  /// Gives back the blocks behind the first n positions; a last one that is not full and that
+  /// others hold, too, is copied. False where there is no block for the copy.
   bool truncate(BlockTable& table, std::int64_t n);
   /// Remembers that the table's first positions hold the KV of keys.
   void publish(std::span<const PrefixKey> keys, const BlockTable& table);

@@ -19,11 +19,11 @@ enum class Tier : std::uint8_t {
 
 /// One block of a sequence's compacted past, in each group of layers. Never written again.
 struct PastBlock {
-  kernels::KvTier memory;       // which blocks it is one of
-  Tier tier;                    // of its tokens; important ones lie exact until they fill a block
+  kernels::KvTier memory;  // which blocks it is one of
+  Tier tier;               // of its tokens; important ones lie exact until they fill a block
   BlockId lower = kNoBlock;
-  BlockId upper = kNoBlock;     // none when there is one group
-  std::uint64_t visible = 0;    // bit i: token or slot i counts
+  BlockId upper = kNoBlock;             // none when there is one group
+  std::uint64_t visible = 0;            // bit i: token or slot i counts
   std::vector<std::int32_t> positions;  // of its tokens; of slots, where their span starts
 
   bool is_full() const { return positions.size() == kernels::kBlockTokens && ~visible == 0; }

@@ -199,11 +199,11 @@ LocatedPast locate(const KvSequence& sequence, const PastPlan& plan) {
   for (auto p = static_cast<std::size_t>(past.n_positions); p < n; ++p) {
     const std::size_t at = p / kBlockTokens;
     const auto index = static_cast<std::int32_t>(p % kBlockTokens);
-    located.places[p] = {{kernels::kExactTier, sequence.lower[at], index},
-                         {kernels::kExactTier,
-                          sequence.upper.empty() ? kNoBlock : sequence.upper[at], index},
-                         static_cast<std::int32_t>(p),
-                         -1};
+    located.places[p] = {
+        {kernels::kExactTier, sequence.lower[at], index},
+        {kernels::kExactTier, sequence.upper.empty() ? kNoBlock : sequence.upper[at], index},
+        static_cast<std::int32_t>(p),
+        -1};
   }
   return located;
 }

@@ -14,9 +14,9 @@ namespace modularbase {
 struct PastPlan {
   std::int64_t n_positions = 0;  // all valid; at least those of the past there is
   std::vector<Tier> tiers;       // of each position
-  std::vector<SlotSpan> spans;   // of the redundant tokens, in order; without one they are important
-  float max_error = 0.0f;        // of a fit's output: beyond it, a span stays important
-  bool has_details = false;      // some layers keep the tokens that slots stand for
+  std::vector<SlotSpan> spans;  // of the redundant tokens, in order; without one they are important
+  float max_error = 0.0f;       // of a fit's output: beyond it, a span stays important
+  bool has_details = false;     // some layers keep the tokens that slots stand for
 };
 
 /// A token or slot on its way into a new block.
@@ -24,7 +24,7 @@ struct PastSource {
   TokenPlace lower;
   TokenPlace upper;
   std::int32_t position = 0;  // of a slot: where its span starts
-  std::int32_t span = -1;     // of a new slot: which of the plan's, and places[].index is its number
+  std::int32_t span = -1;  // of a new slot: which of the plan's, and places[].index is its number
 };
 
 /// Where the positions of a plan lie now, and what each can become.

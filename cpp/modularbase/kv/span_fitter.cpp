@@ -15,7 +15,11 @@ const kernels::SlotFit kNoLoss{};
 
 SpanFitter::SpanFitter(const PastPlan& plan, const LocatedPast& located, const FitQueries& queries,
                        std::int64_t n_head)
-    : plan_(plan), located_(located), queries_(queries), n_head_(n_head), fits_(plan.spans.size()) {}
+    : plan_(plan),
+      located_(located),
+      queries_(queries),
+      n_head_(n_head),
+      fits_(plan.spans.size()) {}
 
 void SpanFitter::load_queries(const LayerView& layer, std::int64_t head) {
   const kernels::QueryWindow& window = layer.is_upper ? *queries_.upper : *queries_.lower;
@@ -27,8 +31,7 @@ void SpanFitter::load_queries(const LayerView& layer, std::int64_t head) {
   for (const std::int32_t row : queries_.rows) {
     const std::int64_t first_head =
         (std::int64_t{layer.in_group} * window.n_rows + row) * n_head_ + head * group;
-    const auto* from =
-        reinterpret_cast<const ggml_fp16_t*>(window.queries + first_head * head_dim);
+    const auto* from = reinterpret_cast<const ggml_fp16_t*>(window.queries + first_head * head_dim);
     ggml_cpu_fp16_to_fp32(from, to, group * head_dim);
     to += group * head_dim;
     log_mass_.insert(log_mass_.end(), window.log_mass + first_head,

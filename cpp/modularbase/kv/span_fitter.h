@@ -34,21 +34,21 @@ class SpanFitter {
 
   /// In the layers' order.
   void fit(const LayerView& layer);
-  /// The mean share of attention that the queries give to a token of each span in a layer; spans that
-  /// are not whole are left out.
+  /// The mean share of attention that the queries give to a token of each span in a layer; spans
+  /// that are not whole are left out.
   void receive(const LayerView& layer, std::span<float> received);
   /// The mean error of a span's fits, as a share of the queries' whole attention output; infinite
   /// where one could not be made.
   float error(std::size_t span) const;
   /// Of a span with a finite error.
-  const kernels::SlotFit& fitted(std::size_t span, const LayerView& layer,
-                                 std::int64_t head) const;
+  const kernels::SlotFit& fitted(std::size_t span, const LayerView& layer, std::int64_t head) const;
 
  private:
   void load_queries(const LayerView& layer, std::int64_t head);
   void load_span(const LayerView& layer, const SlotSpan& span, std::int64_t head,
                  TileReader& reader);
-  kernels::SlotFitArgs args(const SlotSpan& span, std::int64_t head_dim) const;  // of what is loaded
+  kernels::SlotFitArgs args(const SlotSpan& span,
+                            std::int64_t head_dim) const;  // of what is loaded
 
   const PastPlan& plan_;
   const LocatedPast& located_;

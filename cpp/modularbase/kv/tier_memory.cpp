@@ -47,9 +47,8 @@ kernels::KvTierLayer TierMemory::layer(int layer) const {
   auto* k = static_cast<std::byte*>(pool_->data) + offsets_[index];
   auto* v = k + n_head * kernels::tile_bytes(k_format, geometry_.head_dim);
   auto* log_weight = v + n_head * kernels::tile_bytes(geometry_.v_format, geometry_.head_dim);
-  return {k_format, geometry_.v_format,
-          k,        v,
-          geometry_.has_log_weights ? log_weight : nullptr, block_bytes_};
+  return {k_format,    geometry_.v_format, k, v, geometry_.has_log_weights ? log_weight : nullptr,
+          block_bytes_};
 }
 
 std::span<std::byte> TierMemory::block_data(BlockId block) const {

@@ -26,8 +26,8 @@ struct TierGeometry {
   std::size_t block_bytes() const;
 };
 
-/// The memory of a tier's blocks, each one run of bytes ordered by layer: the heads' key tiles, their
-/// value tiles, their log weights. Layers are numbered as in the model. CPU only.
+/// The memory of a tier's blocks, each one run of bytes ordered by layer: the heads' key tiles,
+/// their value tiles, their log weights. Layers are numbered as in the model. CPU only.
 class TierMemory {
  public:
   TierMemory(TierGeometry geometry, std::int64_t n_blocks, const Backend& backend);

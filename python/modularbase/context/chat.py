@@ -99,9 +99,7 @@ class Chat:
     @property
     def state(self) -> ChatState:
         """What `restore` takes; an answer that is awaited is not told."""
-        return ChatState(
-            self.messages, tuple(self._tiers), self.sections, tuple(self._token_ids)
-        )
+        return ChatState(self.messages, tuple(self._tiers), self.sections, tuple(self._token_ids))
 
     def restore(self, state: ChatState) -> None:
         """Goes on from where another chat of the same base was."""

@@ -21,8 +21,8 @@ class TierCosts:
     Attributes:
         key_token_bytes: Of a token that is kept exactly.
         important_token_bytes: Of one in 4 bits; a whole number of bytes only for many tokens.
-        slot_bytes: Of a slot of a summary: key, value and the logarithm of its weight, in the layers
-            that have slots.
+        slot_bytes: Of a slot of a summary, its key, value and log weight, in the layers that have
+            slots.
         detail_token_bytes: Of a summarised token, in the layers that keep it in 4 bits instead.
     """
 

@@ -59,7 +59,5 @@ def _weighted(count: Mapping[int, int], rarity: Mapping[int, float]) -> dict[int
 
 def _cosine(a: Mapping[int, float], b: Mapping[int, float]) -> float:
     dot = math.fsum(value * b.get(token, 0.0) for token, value in a.items())
-    length = math.sqrt(
-        math.fsum(v * v for v in a.values()) * math.fsum(v * v for v in b.values())
-    )
+    length = math.sqrt(math.fsum(v * v for v in a.values()) * math.fsum(v * v for v in b.values()))
     return dot / length if length > 0.0 else 0.0

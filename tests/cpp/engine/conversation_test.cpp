@@ -139,7 +139,8 @@ TEST_CASE("an image goes on in another engine as the conversation does here") {
   CHECK_THROWS_AS(other.engine.load_conversation(image), InvalidRequestError);
 }
 
-TEST_CASE("many conversations at once, compacted while others run, and given up by their next turn") {
+TEST_CASE(
+    "many conversations at once, compacted while others run, and given up by their next turn") {
   TinyEngine tiny(tiered(threaded()));
   std::atomic<int> n_done{0};
   std::vector<std::jthread> callers;

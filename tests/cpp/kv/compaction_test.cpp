@@ -61,8 +61,7 @@ struct TestPast {
   void remember(std::int32_t position, int layer) {
     TileReader reader(view(layer));
     const auto at = static_cast<std::size_t>(position / kBlockTokens);
-    const TokenPlace place{kernels::kExactTier,
-                           layer > 0 ? sequence.upper[at] : sequence.lower[at],
+    const TokenPlace place{kernels::kExactTier, layer > 0 ? sequence.upper[at] : sequence.lower[at],
                            position % static_cast<std::int32_t>(kBlockTokens)};
     for (std::int64_t head = 0; head < kHeadsKv; ++head) {
       const float* key = reader.key(place, head);

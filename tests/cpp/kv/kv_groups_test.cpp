@@ -32,7 +32,8 @@ struct Running {
 class TestCache {
  public:
   explicit TestCache(std::int64_t n_blocks)
-      : backend_("cpu", 1), cache(split_groups(kAll, kSplit, kWidth), {}, n_blocks, backend_, true) {}
+      : backend_("cpu", 1),
+        cache(split_groups(kAll, kSplit, kWidth), {}, n_blocks, backend_, true) {}
 
   Running attach(Ids ids, const KvContext& context) {
     Running running{{}, std::move(ids), context};

@@ -111,7 +111,8 @@ struct Named {
 };
 
 PastPlan all(Tier tier, std::int64_t n) {
-  return {.n_positions = n, .tiers = std::vector<Tier>(static_cast<std::size_t>(n), tier), .spans = {}};
+  return {
+      .n_positions = n, .tiers = std::vector<Tier>(static_cast<std::size_t>(n), tier), .spans = {}};
 }
 
 }  // namespace
@@ -156,7 +157,8 @@ TEST_CASE("nothing comes back from a lower tier") {
   named.apply(all(Tier::kKey, 192), {});
   named.check();
   const auto& tiers = named.sequence.past.tiers;
-  CHECK(std::all_of(tiers.begin(), tiers.begin() + 128, [](Tier t) { return t == Tier::kImportant; }));
+  CHECK(std::all_of(tiers.begin(), tiers.begin() + 128,
+                    [](Tier t) { return t == Tier::kImportant; }));
   CHECK(std::all_of(tiers.begin() + 128, tiers.end(), [](Tier t) { return t == Tier::kKey; }));
 }
 
