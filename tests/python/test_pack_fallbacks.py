@@ -63,7 +63,7 @@ def test_then_the_engines_default_packs_together(
         install_pack(tmp_path, name)
     spoil(install_pack(tmp_path, "code", fallback=["no_such"]))
     result = answer(engine, "code")
-    assert [(used.id, used.weight) for used in result.packs] == [("a", 0.5), ("b", 0.5)]
+    assert [(used.id, used.weight) for used in result.packs] == [("a", 1.0), ("b", 1.0)]
     assert [step.packs for step in result.fallbacks] == [("code",), ("no_such",)]
     assert result.token_ids == tokens(engine, ["a", "b"])
 

@@ -151,8 +151,8 @@ TEST_CASE(
       for (int i = 0; i < 4; ++i) {
         const TicketPtr ticket = tiny.engine.submit(turn(id, prompt));
         if (!ticket->wait_finished(kPatience)) return;
-        std::jthread planner([&] {
-          if (prompt.size() > 260) tiny.engine.compact(id, plan_for(prompt.size()));
+        std::jthread planner([&tiny, id, n = prompt.size()] {
+          if (n > 260) tiny.engine.compact(id, plan_for(n));
         });
         if (i % 2 == 0) planner.join();
         tiny.engine.context_state(id);
