@@ -2,10 +2,12 @@
 
 from modularbase._core import __version__
 from modularbase.async_engine import AsyncEngine
+from modularbase.conversation import Conversation
 from modularbase.engine import Engine
 from modularbase.errors import ModularBaseError
 from modularbase.generation import Generation
 from modularbase.types import (
+    ContextOptions,
     EngineOptions,
     PackRequest,
     PackStatus,
@@ -13,10 +15,13 @@ from modularbase.types import (
     Result,
     SamplingParams,
     Score,
+    Tier,
 )
 
 __all__ = [
     "AsyncEngine",
+    "ContextOptions",
+    "Conversation",
     "Engine",
     "EngineOptions",
     "Generation",
@@ -27,5 +32,6 @@ __all__ = [
     "Result",
     "SamplingParams",
     "Score",
+    "Tier",
     "__version__",
 ]

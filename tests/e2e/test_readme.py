@@ -14,7 +14,11 @@ import pytest
 README = Path(__file__).resolve().parents[2] / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 SNIPPETS = [body for language, body in BLOCKS if language == "python"]
-SHOWN = ("Paris", "id='medical', version='1.0.0'")  # what each prints, among other things
+SHOWN = (
+    "Paris",
+    "id='medical', version='1.0.0'",
+    "Tier.KEY",
+)  # what each prints, among other things
 COMMANDS = [
     line
     for language, body in BLOCKS

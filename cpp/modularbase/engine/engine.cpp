@@ -145,22 +145,34 @@ std::shared_ptr<ActivationTap> Engine::tap(const TapOptions& options) {
   return tap;
 }
 
+// What comes of it lies with the caller alone once that is told, an exception, too.
 template <class Errand>
 std::invoke_result_t<Errand> Engine::on_engine_thread(Errand errand) {
-  using Result = std::invoke_result_t<Errand>;
-  auto task = std::make_shared<std::packaged_task<Result()>>(std::move(errand));
-  std::future<Result> result = task->get_future();
+  std::optional<std::invoke_result_t<Errand>> result;
+  std::exception_ptr error;
+  std::mutex mutex;
+  std::condition_variable told;
+  bool is_over = false;
   {
     const std::lock_guard lock(mutex_);
     if (stopping_) throw CancelledError("the engine is closed");
-    errands_.push_back([moved = std::move(task)] { (*moved)(); });
+    errands_.push_back([&](bool is_open) {
+      try {
+        if (is_open) result.emplace(errand());
+      } catch (...) {
+        error = std::current_exception();
+      }
+      const std::lock_guard telling(mutex);
+      is_over = true;
+      told.notify_all();
+    });
   }
   wake_.notify_all();
-  try {
-    return result.get();
-  } catch (const std::future_error&) {  // nobody did it
-    throw CancelledError("the engine is closed");
-  }
+  std::unique_lock lock(mutex);
+  told.wait(lock, [&] { return is_over; });
+  if (error) std::rethrow_exception(error);
+  if (!result) throw CancelledError("the engine is closed");
+  return std::move(*result);
 }
 
 ConversationId Engine::open_conversation() {
@@ -171,7 +183,10 @@ ConversationId Engine::open_conversation() {
 }
 
 void Engine::close_conversation(ConversationId id) {
-  on_engine_thread([&] { tiers_->close(id); });
+  on_engine_thread([&] {
+    tiers_->close(id);
+    return true;
+  });
 }
 
 ContextState Engine::context_state(ConversationId id) {
@@ -221,11 +236,12 @@ std::vector<float> Engine::attention_received(ConversationId id, const std::vect
 
 CompactionReport Engine::compact(ConversationId id, PastPlan plan) {
   check_plan(plan);
-  auto promise = std::make_shared<std::promise<CompactionReport>>();
-  std::future<CompactionReport> report = promise->get_future();
+  std::promise<CompactionReport> promise;
+  std::future<CompactionReport> report = promise.get_future();
   on_engine_thread([&] {
     tiers_->state(id);  // there is one
-    tiers_->start(id, std::move(plan), std::move(*promise));
+    tiers_->start(id, std::move(plan), std::move(promise));
+    return true;
   });
   return report.get();
 }

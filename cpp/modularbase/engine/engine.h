@@ -83,7 +83,7 @@ class Engine {
   void expect_cpu() const;
   void run();
   bool take_inbox();
-  void run_errands();
+  void run_errands(bool is_open);
   void work_on_plans();
   void drop_ended();
   std::exception_ptr no_room_error(const Sequence& sequence) const;
@@ -109,6 +109,7 @@ class Engine {
   };
 
   /// Does something on the engine thread before its next step, and returns what it gives.
+  /// \throws what it throws; CancelledError when the engine is closed.
   template <class Errand>
   std::invoke_result_t<Errand> on_engine_thread(Errand errand);
 
@@ -128,7 +129,7 @@ class Engine {
   std::vector<GeneratedToken> new_tokens_;
   std::vector<Ending> endings_;
   std::shared_ptr<ActivationTap> tapped_;  // the engine thread's hold on tap_; null: no tap
-  std::vector<std::function<void()>> due_errands_;
+  std::vector<std::function<void(bool is_open)>> due_errands_;
   std::int64_t n_steps_ = 0;
   std::int64_t n_rows_ = 0;
   std::int64_t n_mid_rows_ = 0;
@@ -137,7 +138,7 @@ class Engine {
   Clock::duration step_time_{};  // of the last step
 
   std::vector<std::unique_ptr<Sequence>> inbox_;
-  std::vector<std::function<void()>> errands_;
+  std::vector<std::function<void(bool is_open)>> errands_;
   bool stopping_ = false;
   bool packs_changed_ = false;
   bool forget_prefixes_ = false;

@@ -34,7 +34,7 @@ bool always(const Sequence&) {
 
 void Engine::run() {
   while (take_inbox()) {
-    run_errands();
+    run_errands(true);
     drop_ended();
     is_stalled_ = !scheduler_->schedule(plan_);
     for (auto& sequence : scheduler_->take_failed()) {
@@ -44,7 +44,7 @@ void Engine::run() {
     settle();
     work_on_plans();
   }
-  due_errands_.clear();
+  run_errands(false);
   tiers_->cancel_all();
   for (auto& sequence : scheduler_->remove_if(always)) {
     endings_.push_back({std::move(sequence->ticket), FinishReason::kCancelled});
@@ -75,8 +75,8 @@ bool Engine::take_inbox() {
   return !stopping_;
 }
 
-void Engine::run_errands() {
-  for (const auto& errand : due_errands_) errand();
+void Engine::run_errands(bool is_open) {
+  for (const auto& errand : due_errands_) errand(is_open);
   due_errands_.clear();
 }
 

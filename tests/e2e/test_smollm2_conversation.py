@@ -1,0 +1,74 @@
+"""Conversations on the default base: tiers, their bytes, how near they are to an exact cache."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+
+from modularbase import Engine, Tier
+from modularbase.types import ContextOptions, KvKind, Message, Result
+
+SOURCE = inspect.getsource(statistics)
+# Of log-probabilities of likely tokens. Seen: 0.25, 0.36 and 0.39; where the past is
+# another one, the tokens are others.
+TOLERANCE = {"q8_0": 0.6, "q4_0": 0.8, "tiered": 0.8}
+
+TALK = "We spoke about the weather, the garden, the bus that is late, and nothing else. " * 12
+
+
+def turns() -> list[Message]:
+    """Some 2,000 tokens: texts that 4 bits are enough for, one that can be spared, a question."""
+    return [
+        {"role": "user", "content": "Look at this.\n" + SOURCE[:3000], "tier": "important"},
+        {"role": "user", "content": TALK, "tier": "redundant"},
+        {"role": "user", "content": "Go on.\n" + SOURCE[3000:5500], "tier": "important"},
+        {"role": "user", "content": "What is the median?"},
+    ]
+
+
+def talk_through(smollm2: Path, kv: KvKind, context: ContextOptions | None = None) -> list[Result]:
+    with (
+        Engine.load(smollm2, kv=kv, pack_budget=0, n_threads=2) as engine,
+        engine.conversation(context=context) as talk,
+    ):
+        return [
+            talk.chat(message, max_tokens=1, temperature=0, ignore_eos=True, logprobs=20)
+            for message in turns()
+        ]
+
+
+@pytest.fixture(scope="module")
+def exact(smollm2: Path) -> list[Result]:
+    return talk_through(smollm2, "f16")
+
+
+def largest_difference(found: Result, wanted: Result) -> float:
+    """Of the log-probabilities of what is likely next; inf where another token was chosen."""
+    assert found.logprobs is not None and wanted.logprobs is not None
+    if found.token_ids != wanted.token_ids:
+        return math.inf
+    mine, theirs = found.logprobs[0].top, wanted.logprobs[0].top
+    return max(abs(mine[token] - theirs[token]) for token in list(theirs)[:5] if token in mine)
+
+
+@pytest.mark.parametrize("kv", ["q8_0", "q4_0"])
+def test_rounded(smollm2: Path, exact: list[Result], kv: KvKind) -> None:
+    for found, wanted in zip(talk_through(smollm2, kv), exact, strict=True):
+        assert largest_difference(found, wanted) < TOLERANCE[kv]
+
+
+def test_tiered(smollm2: Path, exact: list[Result]) -> None:
+    results = talk_through(smollm2, "tiered")
+    for found, wanted in zip(results, exact, strict=True):
+        assert largest_difference(found, wanted) < TOLERANCE["tiered"]
+    report = results[-1].context
+    assert report is not None
+    assert report.tokens[Tier.REDUNDANT] > 100
+    assert report.tokens[Tier.IMPORTANT] > 1000
+    assert report.total_bytes < 0.5 * report.exact_bytes
+    spared = [d for d in report.decisions if d.tier is Tier.REDUNDANT]
+    assert all("weather" in d.text or "garden" in d.text or "bus" in d.text for d in spared)
