@@ -17,6 +17,7 @@ using SpanTuple = std::tuple<int, int, int>;
 
 std::vector<SpanTuple> span_tuples(const std::vector<SlotSpan>& spans) {
   std::vector<SpanTuple> tuples;
+  tuples.reserve(spans.size());
   for (const SlotSpan& span : spans) tuples.emplace_back(span.start, span.n_tokens, span.n_slots);
   return tuples;
 }
@@ -39,6 +40,7 @@ CompactionReport compact(Engine& engine, ConversationId id, const py::bytes& tie
 
 std::vector<SlotSpan> to_spans(const std::vector<std::tuple<int, int>>& pairs) {
   std::vector<SlotSpan> spans;
+  spans.reserve(pairs.size());
   for (const auto& [start, n_tokens] : pairs) spans.push_back({start, n_tokens, 0});
   return spans;
 }
@@ -64,6 +66,7 @@ void bind_reports(py::module_& module) {
       .def_property_readonly("refused",
                              [](const CompactionReport& report) {
                                std::vector<std::tuple<int, int, float>> refused;
+                               refused.reserve(report.refused.size());
                                for (const RefusedSpan& r : report.refused) {
                                  refused.emplace_back(r.span.start, r.span.n_tokens, r.error);
                                }
@@ -74,6 +77,7 @@ void bind_reports(py::module_& module) {
 
 std::vector<BlockTuple> block_tuples(const ConversationImage& image) {
   std::vector<BlockTuple> tuples;
+  tuples.reserve(image.past.blocks.size());
   for (const PastBlock& block : image.past.blocks) {
     tuples.emplace_back(block.memory, static_cast<int>(block.tier), block.visible, block.positions);
   }

@@ -205,8 +205,9 @@ std::vector<float> ContextTiers::attention_received(ConversationId id,
       .n_positions = std::max(end, kept->kv.past.n_positions), .tiers = {}, .spans = spans};
   everything.tiers.resize(static_cast<std::size_t>(everything.n_positions), Tier::kKey);
   const LocatedPast located = locate(kept->kv, everything);
-  const bool is_upper = !cache_.lower().memory().geometry().holds(layer);
-  const KvGroup& group = is_upper ? *cache_.upper() : cache_.lower();
+  const KvGroup* upper = cache_.upper();
+  const bool is_upper = upper && upper->memory().geometry().holds(layer);
+  const KvGroup& group = is_upper ? *upper : cache_.lower();
   SpanFitter fitter(everything, located, queries, n_head_);
   fitter.receive({group.layer(layer), is_upper, group.index_of(layer), 0}, received);
   return received;

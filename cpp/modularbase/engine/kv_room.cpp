@@ -28,6 +28,7 @@ double key_bias_norm(const Model& model, std::size_t layer) {
 
 std::vector<bool> wide_keys(const Model& model) {
   std::vector<double> norms;
+  norms.reserve(model.layers.size());
   for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
     norms.push_back(key_bias_norm(model, layer));
   }
@@ -35,6 +36,7 @@ std::vector<bool> wide_keys(const Model& model) {
   std::ranges::sort(sorted);
   const double median = sorted[sorted.size() / 2];
   std::vector<bool> wide;
+  wide.reserve(norms.size());
   for (const double norm : norms) wide.push_back(median > 0.0 && norm > kLargeBias * median);
   return wide;
 }

@@ -20,9 +20,9 @@ void attention(const AttentionArgs& args, int, int nth) {
       continue;
     }
     // Tiles come first in the plan, so that what follows a part is a part.
-    const bool is_last = i + nth >= n_items;
-    attend_part(args, item,
-                {is_first, is_last ? nullptr : &items[static_cast<std::size_t>(i + nth)]});
+    const int next = i + nth;
+    const AttentionItem* then = next < n_items ? &items[static_cast<std::size_t>(next)] : nullptr;
+    attend_part(args, item, {is_first, then});
     is_first = false;
   }
 }

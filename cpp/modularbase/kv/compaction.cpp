@@ -40,7 +40,7 @@ Compaction::Compaction(KvCache& cache, const KvSequence& sequence, PastPlan plan
 }
 
 Compaction::~Compaction() {
-  for (std::size_t i = 0; i < n_allocated_; ++i) cache_.release(past_->blocks[i].block);
+  for (std::size_t i = 0; i < n_allocated_; ++i) cache_.release(past_.blocks[i].block);
 }
 
 Compaction::Progress Compaction::work() {
@@ -50,7 +50,7 @@ Compaction::Progress Compaction::work() {
     fitter_.fit(layers_[next_layer_++]);
     return Progress::kMore;
   }
-  if (!past_) {
+  if (!is_decided_) {
     decide();
     if (!allocate()) return Progress::kShort;
   }
@@ -66,11 +66,12 @@ void Compaction::decide() {
     if (!is_good) refused_.push_back({plan_.spans[i], error});
     n_slots.push_back(is_good ? plan_.spans[i].n_slots : -1);
   }
+  is_decided_ = true;
   past_ = arrange(sequence_, located_, plan_, n_slots);
 }
 
 bool Compaction::allocate() {
-  for (NewPastBlock& made : past_->blocks) {
+  for (NewPastBlock& made : past_.blocks) {
     if (!cache_.allocate(made.block)) return false;
     ++n_allocated_;
   }
@@ -80,7 +81,7 @@ bool Compaction::allocate() {
 void Compaction::build(const LayerView& layer) {
   TileReader reader(layer.kv);
   for (std::int64_t head = 0; head < layer.kv.n_head_kv; ++head) {
-    for (const NewPastBlock& made : past_->blocks) {
+    for (const NewPastBlock& made : past_.blocks) {
       if (layer.kv.tiers[made.block.memory].k) fill(made, layer, head, reader);
     }
   }
@@ -130,16 +131,16 @@ void Compaction::load(const PastSource& source, const LayerView& layer, std::int
 
 void Compaction::commit(KvSequence& sequence) {
   KvPast& past = sequence.past;
-  for (const PastBlock& block : past_->kept) cache_.retain(block);
+  for (const PastBlock& block : past_.kept) cache_.retain(block);
   for (const PastBlock& block : past.blocks) cache_.release(block);
   for (auto p = past.n_positions; p < plan_.n_positions; p += kBlockTokens) {
     cache_.forget_block(sequence, p / kBlockTokens);
   }
   past.n_positions = plan_.n_positions;
-  past.tiers = std::move(past_->tiers);
-  past.spans = std::move(past_->spans);
-  past.blocks = std::move(past_->kept);
-  for (NewPastBlock& made : past_->blocks) past.blocks.push_back(std::move(made.block));
+  past.tiers = std::move(past_.tiers);
+  past.spans = std::move(past_.spans);
+  past.blocks = std::move(past_.kept);
+  for (NewPastBlock& made : past_.blocks) past.blocks.push_back(std::move(made.block));
   n_allocated_ = 0;
 }
 

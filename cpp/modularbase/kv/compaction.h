@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "modularbase/kv/span_fitter.h"
@@ -54,7 +53,8 @@ class Compaction {
   SpanFitter fitter_;
   std::vector<LayerView> layers_;
   std::size_t next_layer_ = 0;
-  std::optional<NewPast> past_;  // once the fits are known
+  NewPast past_;
+  bool is_decided_ = false;      // past_ is known, since the fits are
   std::size_t n_allocated_ = 0;  // of its blocks
   std::vector<RefusedSpan> refused_;
   std::vector<float> keys_;         // [head_dim, 64] of a new block

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
+
+#include "modularbase/core/errors.h"
 
 namespace modularbase {
 namespace {
@@ -45,7 +48,8 @@ void SpanFitter::load_span(const LayerView& layer, const SlotSpan& span, std::in
   keys_.resize(static_cast<std::size_t>(span.n_tokens) * head_dim);
   values_.resize(keys_.size());
   for (std::int32_t i = 0; i < span.n_tokens; ++i) {
-    const PastSource& source = located_.places[static_cast<std::size_t>(span.start + i)];
+    const std::int32_t position = span.start + i;
+    const PastSource& source = located_.places[static_cast<std::size_t>(position)];
     const TokenPlace& place = layer.is_upper ? source.upper : source.lower;
     const std::size_t at = static_cast<std::size_t>(i) * head_dim;
     std::copy_n(reader.key(place, head), head_dim, keys_.begin() + static_cast<std::ptrdiff_t>(at));
@@ -123,7 +127,9 @@ float SpanFitter::error(std::size_t span) const {
 const kernels::SlotFit& SpanFitter::fitted(std::size_t span, const LayerView& layer,
                                            std::int64_t head) const {
   const std::size_t at = layer.order * static_cast<std::size_t>(n_head_kv_);
-  return fits_[span].at(at + static_cast<std::size_t>(head)).value();
+  const auto& fit = fits_[span].at(at + static_cast<std::size_t>(head));
+  if (!fit) throw Error("kv span " + std::to_string(span) + ": expected a fit, found none");
+  return *fit;
 }
 
 }  // namespace modularbase
