@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.context.cache_methods import Exact
 from benchmarks.context.chat_tokens import ChatTokens
+from benchmarks.context.engine_systems import KEEPINGS, EngineSystem, Keeping
 from benchmarks.context.fidelity import measure_fidelity
 from benchmarks.context.obedience import measure_obedience
 from benchmarks.context.plots import draw_fidelity, draw_obedience
@@ -35,6 +36,7 @@ class Bench:
     def __init__(self, base: Path, settings: Settings, *, n_threads: int, report: Report) -> None:
         """Reads the base."""
         self.base, self.settings, self.report = base, settings, report
+        self.n_threads = n_threads
         self.model = TorchModel(base, n_threads=n_threads)
         self.exact: ContextSystem = MethodSystem(self.model, Exact())
         self.systems = settings.systems(self.model)
@@ -64,6 +66,22 @@ def _fidelity(bench: Bench) -> PartResult:
     return PartResult(fidelity_table(rows, title), values, partial(draw_fidelity, rows))
 
 
+def _engine(bench: Bench) -> PartResult:
+    settings = bench.settings
+    texts = settings.texts(bench.model)
+    exact = EngineSystem(bench.base, Keeping("ours, F16", "f16"), bench.n_threads)
+    systems = [EngineSystem(bench.base, keeping, bench.n_threads) for keeping in KEEPINGS]
+    try:
+        rows = measure_fidelity(exact, systems, texts, settings.n_prefix, bench.report)
+    finally:
+        for system in (exact, *systems):
+            system.engine.close()
+    title = (
+        f"our engine: {len(texts)} documents, {settings.n_read} tokens behind {settings.n_prefix}"
+    )
+    return PartResult(fidelity_table(rows, title), [asdict(row) for row in rows])
+
+
 def _needles(bench: Bench) -> PartResult:
     systems = [bench.exact, *bench.systems]
     tokenizer = bench.model.encoder.tokenizer
@@ -85,6 +103,7 @@ def _dialogues(bench: Bench) -> PartResult:
 
 PARTS: Mapping[str, Callable[[Bench], PartResult]] = {
     "fidelity": _fidelity,
+    "engine": _engine,
     "needles": _needles,
     "dialogues": _dialogues,
 }

@@ -64,8 +64,7 @@ class BaseEntry:
         aliases: Other names for it.
         general_name: `general.name` in its files: tells that another file, say of another type, is
             this base.
-        detail_layers: Layers that look single tokens up: a summary of a context loses most there
-            (docs/context-tiers.md says how they were found).
+        detail_layers: Layers that look single tokens up: a summary of a context loses most there.
     """
 
     name: str
