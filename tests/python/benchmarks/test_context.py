@@ -224,7 +224,11 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     options = ["--small", "--threads=1", f"--base={base}", f"--output={tmp_path}"]
     assert main(options) == 0
     found = json.loads((tmp_path / "context.json").read_text())
-    assert list(found) == ["fidelity", "needles", "dialogues"]
+    assert list(found) == ["fidelity", "engine", "needles", "dialogues"]
+    ours = {row["system"]: row for row in found["engine"]["values"]}
+    assert 0 < ours["ours, Q8_0"]["fidelity"]["kl"]["value"] < 1e-3
+    assert ours["ours, Q8_0"]["compression"] == pytest.approx(16 / 8.5)
+    assert ours["ours, important"]["fidelity"]["kl"]["value"] == 0  # all of it is in the window
     rows = {row["system"]: row for row in found["fidelity"]["values"]}
     assert rows["Q8_0"]["compression"] == pytest.approx(16 / 8.5)
     assert rows["SnapKV, 4x"]["compression"] == pytest.approx(4)
