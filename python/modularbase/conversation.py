@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from modularbase.conversation_file import (
 )
 from modularbase.errors import CancelledError, ConversationFileError, InvalidRequestError
 from modularbase.generation import Generation
+from modularbase.request_specs import chosen_params
 from modularbase.types import (
     ContextOptions,
     ContextReport,
@@ -268,9 +268,7 @@ class Conversation:
             InvalidRequestError: A turn runs.
             InstallError: The file cannot be written.
         """
-        if not self._lock.acquire(blocking=False):
-            raise InvalidRequestError("conversation", "no turn that runs", "one")
-        try:
+        with self._alone():
             image = self._runtime.save_conversation(self._open_id())
             header = Header(
                 base_digest=self._host.base.digest,
@@ -287,8 +285,6 @@ class Conversation:
                 ),
             )
             write_conversation(Path(path), header, image.data)
-        finally:
-            self._lock.release()
 
     @property
     def context(self) -> ContextReport | None:
@@ -306,21 +302,29 @@ class Conversation:
         overrides: dict[str, Any],
     ) -> Iterator[Generation]:
         """Undoes what a turn that fails has added; compacts behind one that does not."""
+        chosen = chosen_params(params, overrides)
+        with self._alone():
+            before = self._chat
+            try:
+                self._chat = before.copy()
+                self._chat.add_messages(_messages(content))
+                tiers = self._graded(None).tiers if self._options else b""
+                yield self._host.submit(
+                    self._chat.token_ids, tiers, self._open_id(), chosen, self._packs
+                )
+                if self._options:
+                    self._compact(self._options)
+            except BaseException:
+                self._chat = before
+                raise
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No turn runs meanwhile, or this is an error."""
         if not self._lock.acquire(blocking=False):
             raise InvalidRequestError("conversation", "one turn at a time", "another one runs")
-        before, chosen = self._chat, replace(params or SamplingParams(), **overrides)
         try:
-            self._chat = before.copy()
-            self._chat.add_messages(_messages(content))
-            tiers = self._graded(None).tiers if self._options else b""
-            yield self._host.submit(
-                self._chat.token_ids, tiers, self._open_id(), chosen, self._packs
-            )
-            if self._options:
-                self._compact(self._options)
-        except BaseException:
-            self._chat = before
-            raise
+            yield
         finally:
             self._lock.release()
 
@@ -383,5 +387,4 @@ def _report(planned: ContextReport, state: State) -> ContextReport:
         },
         window_tokens=state.n_tokens - state.n_compacted,
         window_bytes=state.own_bytes,
-        exact_bytes=math.ceil(planned.exact_bytes),
     )

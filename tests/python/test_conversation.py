@@ -117,6 +117,8 @@ def test_a_failed_turn_leaves_no_trace(load: LoadEngine) -> None:
         before = (talk.messages, talk.token_ids)
         with pytest.raises(InvalidRequestError):
             talk.chat("again", temperature=-1.0)
+        with pytest.raises(InvalidRequestError, match="no_such"):
+            talk.chat("again", no_such=1)
         for _ in talk.stream("again", **{**GREEDY, "max_tokens": 400}):
             break
         assert (talk.messages, talk.token_ids) == before
