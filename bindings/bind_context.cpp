@@ -22,6 +22,13 @@ std::vector<SpanTuple> span_tuples(const std::vector<SlotSpan>& spans) {
   return tuples;
 }
 
+std::vector<SlotSpan> slot_spans(const std::vector<SpanTuple>& tuples) {
+  std::vector<SlotSpan> spans;
+  spans.reserve(tuples.size());
+  for (const auto& [start, n_tokens, n_slots] : tuples) spans.push_back({start, n_tokens, n_slots});
+  return spans;
+}
+
 py::bytes tier_codes(const std::vector<Tier>& tiers) {
   std::string codes;
   for (const Tier tier : tiers) codes += static_cast<char>(tier);
@@ -29,11 +36,11 @@ py::bytes tier_codes(const std::vector<Tier>& tiers) {
 }
 
 CompactionReport compact(Engine& engine, ConversationId id, const py::bytes& tiers,
-                         const std::vector<std::tuple<int, int, int>>& spans, float max_error) {
-  PastPlan plan{.n_positions = 0, .tiers = to_tiers(tiers), .spans = {}, .max_error = max_error};
-  for (const auto& [start, n_tokens, n_slots] : spans) {
-    plan.spans.push_back({start, n_tokens, n_slots});
-  }
+                         const std::vector<SpanTuple>& spans, float max_error) {
+  PastPlan plan{.n_positions = 0,
+                .tiers = to_tiers(tiers),
+                .spans = slot_spans(spans),
+                .max_error = max_error};
   const py::gil_scoped_release release;
   return engine.compact(id, std::move(plan));
 }
@@ -93,9 +100,7 @@ ConversationImage make_image(std::vector<TokenId> tokens, std::int64_t n_valid,
   image.n_valid = n_valid;
   image.past.n_positions = n_positions;
   image.past.tiers = to_tiers(tiers);
-  for (const auto& [start, n_tokens, n_slots] : spans) {
-    image.past.spans.push_back({start, n_tokens, n_slots});
-  }
+  image.past.spans = slot_spans(spans);
   for (const auto& [memory, tier, visible, positions] : blocks) {
     image.past.blocks.push_back({.memory = static_cast<kernels::KvTier>(memory),
                                  .tier = static_cast<Tier>(tier),

@@ -76,19 +76,12 @@ void ContextTiers::compact(Sequence& sequence) {
   run(kv, std::move(plan));
 }
 
-bool ContextTiers::run(KvSequence& kv, PastPlan plan) {
+// All at once; where memory is short, the sequence stays as it is.
+void ContextTiers::run(KvSequence& kv, PastPlan plan) {
   Compaction compaction(cache_, kv, std::move(plan), {}, n_head_);
-  for (;;) {
-    switch (compaction.work()) {
-      case Compaction::Progress::kMore:
-        continue;
-      case Compaction::Progress::kShort:
-        return false;
-      case Compaction::Progress::kReady:
-        compaction.commit(kv);
-        return true;
-    }
-  }
+  Compaction::Progress progress = Compaction::Progress::kMore;
+  while (progress == Compaction::Progress::kMore) progress = compaction.work();
+  if (progress == Compaction::Progress::kReady) compaction.commit(kv);
 }
 
 void ContextTiers::start(ConversationId id, PastPlan plan, std::promise<CompactionReport> report) {

@@ -93,7 +93,7 @@ class ContextTiers {
   Compaction::Progress advance(Job& job);
   void finish(CompactionReport::Outcome outcome);
   Tier tier_of(const Sequence& sequence, std::int64_t position) const;
-  bool run(KvSequence& kv, PastPlan plan);
+  void run(KvSequence& kv, PastPlan plan);
 
   KvCache& cache_;
   const TierRules rules_;
