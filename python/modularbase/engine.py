@@ -382,6 +382,7 @@ class Engine:
                 head_dim=info["head_dim"],
                 first_site=info["first_site"],
                 detail_layers=details,
+                in_rows=info["kv_in_rows"],
             ),
         )
 

@@ -85,6 +85,7 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
   info_.n_kv_blocks = resolve_n_blocks(options.kv_budget_bytes, groups.block_bytes(), info_.n_ctx);
   info_.kv_bytes = static_cast<std::size_t>(info_.n_kv_blocks) * groups.block_bytes();
   const KvTiers tiers = resolve_tiers(options_, *model_, backend_);
+  info_.kv_in_rows = tiers.in_rows;
   info_.n_kv_tokens = n_kv_tokens(groups, tiers, info_.n_kv_blocks, options_);
   cache_ =
       std::make_unique<KvCache>(groups, tiers, info_.n_kv_blocks, backend_, options_.prefix_cache);
@@ -194,7 +195,6 @@ ContextState Engine::context_state(ConversationId id) {
 }
 
 ConversationImage Engine::save_conversation(ConversationId id) {
-  expect_cpu();
   return on_engine_thread([&] {
     const Conversation* kept = tiers_->conversations().find(id);
     if (!kept || kept->is_running) {
@@ -206,7 +206,6 @@ ConversationImage Engine::save_conversation(ConversationId id) {
 }
 
 ConversationId Engine::load_conversation(const ConversationImage& image) {
-  expect_cpu();
   return on_engine_thread([&] {
     const ConversationId id = ++n_conversations_;
     tiers_->conversations().open(id);
@@ -218,11 +217,6 @@ ConversationId Engine::load_conversation(const ConversationImage& image) {
     }
     return id;
   });
-}
-
-void Engine::expect_cpu() const {
-  if (backend_.is_cpu()) return;
-  throw InvalidRequestError("device", "cpu, to save and load conversations", backend_.name());
 }
 
 std::vector<float> Engine::attention_received(ConversationId id, const std::vector<SlotSpan>& spans,
