@@ -28,6 +28,14 @@ def chat_model(tiny_model: TinyModelFactory, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
+def wide_model(tiny_model: TinyModelFactory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny, with heads of 32 (blocks of 4 bits need that) and a chat template."""
+    path = tmp_path_factory.mktemp("wide_model") / "tiny-wide.gguf"
+    changes = {"tokenizer.chat_template": CHAT_TEMPLATE, "qwen3.context_length": 4096}
+    return copy_gguf(tiny_model("qwen3").path, path, changes=changes)
+
+
+@pytest.fixture(scope="session")
 def engine(chat_model: Path) -> Iterator[Engine]:
     """An engine for tests that leave nothing running."""
     with load(chat_model) as engine:

@@ -18,23 +18,11 @@ from modularbase.errors import (
     InvalidRequestError,
 )
 from modularbase.types import ContextOptions, KvKind, Message, Tier
-from tests.conftest import TinyModelFactory
-from tests.python.conftest import CHAT_TEMPLATE
-from tests.tools.gguf_edit import copy_gguf
 
-N_CTX = 4096
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
 CHATTER = "so many words about the weather and the garden and the long way home today "
 
 LoadEngine = Callable[..., Engine]
-
-
-@pytest.fixture(scope="module")
-def wide_model(tiny_model: TinyModelFactory, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny, with heads of 32 (blocks of 4 bits need that) and a chat template."""
-    path = tmp_path_factory.mktemp("wide_model") / "tiny-wide.gguf"
-    changes = {"tokenizer.chat_template": CHAT_TEMPLATE, "qwen3.context_length": N_CTX}
-    return copy_gguf(tiny_model("qwen3").path, path, changes=changes)
 
 
 @pytest.fixture
@@ -89,8 +77,9 @@ def test_context_is_counted(load: LoadEngine) -> None:
         assert sum(d.n_tokens for d in report.decisions) == len(talk.token_ids)
 
 
-def test_what_a_caller_calls_redundant_becomes_slots(load: LoadEngine) -> None:
-    with load("tiered").conversation() as talk:
+@pytest.mark.parametrize("attention", ["fused", "reference"])
+def test_what_a_caller_calls_redundant_becomes_slots(load: LoadEngine, attention: str) -> None:
+    with load("tiered", attention=attention).conversation() as talk:
         message: Message = {"role": "user", "content": CHATTER * 16, "tier": "redundant"}
         talk.chat(message, **GREEDY)
         for _ in range(4):
@@ -200,8 +189,11 @@ def test_conversations_from_several_threads(load: LoadEngine) -> None:
     assert answers[1][0] == answers[3][0]
 
 
+@pytest.mark.parametrize("attention", ["fused", "reference"])
 @pytest.mark.parametrize(("kv", "tolerance"), [("q8_0", 0.02), ("q4_0", 0.3)])
-def test_rounded_caches_are_near(load: LoadEngine, kv: KvKind, tolerance: float) -> None:
+def test_rounded_caches_are_near(
+    load: LoadEngine, kv: KvKind, attention: str, tolerance: float
+) -> None:
     """Log-probabilities of a continuation behind a rounded context.
 
     8 bits round a value to 1/256 of its block's largest, 4 bits to 1/16; the tiny model's logits
@@ -215,14 +207,17 @@ def test_rounded_caches_are_near(load: LoadEngine, kv: KvKind, tolerance: float)
         assert found is not None
         return [token.logprob for token in found[:1]]
 
-    np.testing.assert_allclose(logprobs(load(kv)), logprobs(load()), atol=tolerance)
+    found = logprobs(load(kv, attention=attention))
+    np.testing.assert_allclose(found, logprobs(load()), atol=tolerance)
 
 
+@pytest.mark.parametrize("attention", ["fused", "reference"])
 @pytest.mark.parametrize("kv", ["f16", "tiered"])
-def test_saved_and_loaded(load: LoadEngine, tmp_path: Path, kv: KvKind) -> None:
+def test_saved_and_loaded(load: LoadEngine, tmp_path: Path, kv: KvKind, attention: str) -> None:
     """What is loaded goes on as what was saved, in another engine, and computes nothing again."""
     path = tmp_path / "talk.mbconv"
-    engine, other = load(kv), load(kv, prefix_cache="off")
+    engine = load(kv, attention=attention)
+    other = load(kv, attention=attention, prefix_cache="off")
     with engine.conversation() as talk, other.conversation() as again:
         for _ in range(5):
             talk.chat(CHATTER * 8, **GREEDY)
@@ -265,5 +260,6 @@ def test_a_file_of_another_cache_is_refused(load: LoadEngine, tmp_path: Path) ->
     with load("tiered").conversation() as talk:
         talk.chat(CHATTER * 8, **GREEDY)
         talk.save(path)
-    with load("f16").conversation() as other, pytest.raises(ConversationFileError, match="layout"):
-        other.restore(path)
+    for engine in (load("f16"), load("tiered", attention="reference")):  # other tiles, as long
+        with engine.conversation() as other, pytest.raises(ConversationFileError, match="layout"):
+            other.restore(path)
