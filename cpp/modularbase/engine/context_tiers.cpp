@@ -67,7 +67,7 @@ Tier ContextTiers::tier_of(const Sequence& sequence, std::int64_t position) cons
 void ContextTiers::compact(Sequence& sequence) {
   if (rules_.mode == KvMode::kExact || sequence.spec.kind != RequestKind::kGenerate) return;
   KvSequence& kv = sequence.kv;
-  if (kv.n_lower != kv.n_tokens) return;
+  if (kv.n_lower != kv.n_tokens || sequence.rehydration) return;
   const std::int64_t n = whole_blocks(kv.n_tokens - rules_.n_window);
   if (n - kv.past.n_positions < kCompactedAtOnce) return;
   if (kv.past.empty()) cache_.publish_whole_blocks(kv, sequence.tokens, sequence.kv_context);

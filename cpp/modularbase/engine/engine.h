@@ -89,6 +89,7 @@ class Engine {
   std::exception_ptr no_room_error(const Sequence& sequence) const;
   void step();
   void commit(Sequence& sequence, std::size_t first_output, std::int64_t n_rows);
+  void commit_rehydration(Sequence& sequence, std::int64_t n_rows);
   void commit_generation(Sequence& sequence, std::size_t first_output);
   void commit_score(Sequence& sequence, std::int64_t n_rows);
   void commit_hidden(Sequence& sequence, std::size_t first_output, std::int64_t n_rows);
