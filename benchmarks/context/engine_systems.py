@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.context.systems import TierName
 from modularbase import Engine, EngineOptions, _core
-from modularbase.engine import read_matrix
 from modularbase.errors import BaseLoadError
+from modularbase.gguf_file import read_matrix
 from modularbase.types import FloatArray, KvKind
 
 SINK_TOKENS, WINDOW_TOKENS, SPAN_TOKENS = 16, 128, 256

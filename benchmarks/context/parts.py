@@ -27,7 +27,7 @@ from benchmarks.context.torch_model import TorchModel
 from benchmarks.context.torch_systems import MethodSystem
 from benchmarks.harness import Report
 from benchmarks.report import Table
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 
 
 class Bench:

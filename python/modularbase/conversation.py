@@ -22,6 +22,7 @@ from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
 from modularbase.context.scores import Scores, SpanSignals
 from modularbase.context.similarity import similarity_to_newest
 from modularbase.context.spans import Span, cut_spans
+from modularbase.context_types import ContextOptions, ContextReport, Tier
 from modularbase.conversation_file import (
     Header,
     Kept,
@@ -32,15 +33,7 @@ from modularbase.conversation_file import (
 from modularbase.errors import CancelledError, ConversationFileError, InvalidRequestError
 from modularbase.generation import Generation
 from modularbase.request_specs import chosen_params
-from modularbase.types import (
-    ContextOptions,
-    ContextReport,
-    Message,
-    Packs,
-    Result,
-    SamplingParams,
-    Tier,
-)
+from modularbase.types import Message, Packs, Result, SamplingParams
 
 # Attention is looked at in every so many layers: they agree on what matters, and a look costs time.
 _LAYER_STEP = 6

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from modularbase import Engine, Tier
-from modularbase.types import ContextOptions, KvKind, Message, Result
+from modularbase.context_types import ContextOptions
+from modularbase.types import KvKind, Message, Result
 
 SOURCE = inspect.getsource(statistics)
 # Of log-probabilities of likely tokens. Seen: 0.25, 0.36 and 0.39; where the past is

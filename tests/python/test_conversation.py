@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from modularbase import Engine, EngineOptions
+from modularbase.context_types import ContextOptions, Tier
 from modularbase.errors import (
     CancelledError,
     ContextBudgetError,
     ConversationFileError,
     InvalidRequestError,
 )
-from modularbase.types import ContextOptions, KvKind, Message, Tier
+from modularbase.types import KvKind, Message
 from tests.conftest import TinyModelFactory
 from tests.python.conftest import CHAT_TEMPLATE
 from tests.tools.gguf_edit import copy_gguf

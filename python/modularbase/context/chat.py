@@ -12,8 +12,9 @@ from itertools import groupby
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.message_ranges import MessageRange, Render, find_message_ranges
+from modularbase.context_types import Tier
 from modularbase.errors import InvalidRequestError
-from modularbase.types import Message, Tier
+from modularbase.types import Message
 
 
 @dataclass(frozen=True, slots=True)

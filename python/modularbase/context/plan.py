@@ -16,8 +16,8 @@ from modularbase.context.floors import Floor, find_floors
 from modularbase.context.hysteresis import Hysteresis
 from modularbase.context.scores import USER_BONUS, Scores, SpanSignals, score_spans
 from modularbase.context.spans import Span, cut_spans
+from modularbase.context_types import ContextOptions, ContextReport, Tier, TierDecision
 from modularbase.errors import InvalidRequestError
-from modularbase.types import ContextOptions, ContextReport, Tier, TierDecision
 
 TIER_CODES = {tier: code for code, tier in enumerate(Tier)}
 

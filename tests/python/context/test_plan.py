@@ -19,8 +19,9 @@ from modularbase.context.floors import find_floors
 from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
 from modularbase.context.scores import SpanSignals
 from modularbase.context.spans import Span, cut_spans
+from modularbase.context_types import ContextOptions, Tier
 from modularbase.errors import BaseLoadError, ContextBudgetError, InvalidRequestError
-from modularbase.types import ContextOptions, Message, Tier
+from modularbase.types import Message
 from tests.python.context.conftest import CHATML, ChatOf
 from tests.tools.labelled_dialogues import make_dialogue
 
