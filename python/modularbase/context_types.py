@@ -31,6 +31,8 @@ class ContextOptions:
             a share of it.
         rehydrate_above: A summarised span is read again when the newest message resembles it more,
             as a cosine.
+        rehydrate_tokens: At most so many tokens a turn are read again, the most similar spans
+            first.
     """
 
     budget_bytes: int = 0
@@ -40,6 +42,7 @@ class ContextOptions:
     demote_after_checks: int = 2
     max_fit_error: float = 0.05
     rehydrate_above: float = 0.6
+    rehydrate_tokens: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class ContextReport:
         window_bytes: What they take.
         exact_bytes: What all tokens would take if they were kept exactly.
         decisions: Span by span, in order.
+        rehydrated_tokens: Summarised tokens that the last turn read again.
     """
 
     tokens: Mapping[Tier, int]
@@ -86,6 +90,7 @@ class ContextReport:
     window_bytes: int
     exact_bytes: int
     decisions: tuple[TierDecision, ...]
+    rehydrated_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -55,6 +55,10 @@ class State(Protocol):
         """A code for each of them."""
 
     @property
+    def spans(self) -> Sequence[tuple[int, int, int]]:
+        """Summarised tokens: first position, how many, slots."""
+
+    @property
     def key_bytes(self) -> int:
         """What they take, by tier."""
 
@@ -100,7 +104,25 @@ class Runtime(Protocol):
         """Carries out a plan."""
 
 
-Submit = Callable[[Sequence[int], bytes, int, SamplingParams, Packs], Generation]
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What an engine is asked in a turn.
+
+    Attributes:
+        token_ids: All tokens of the conversation so far.
+        tiers: A code for each of the first tokens.
+        rehydrate: Where summarised spans start that are to be computed again.
+        conversation: Which one it is.
+        params: How tokens are chosen.
+        packs: As in `Engine.submit`.
+    """
+
+    token_ids: Sequence[int]
+    tiers: bytes
+    rehydrate: Sequence[int]
+    conversation: int
+    params: SamplingParams
+    packs: Packs
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +131,7 @@ class Host:
 
     Attributes:
         runtime: What keeps them.
-        submit: Queues a turn: all tokens, their tiers, the conversation, parameters, packs.
+        submit: Queues a turn.
         make_image: Makes what `Runtime.load_conversation` takes, of the fields of `Kept` and bytes.
         template: The base's.
         tokenizer: The base's.
@@ -119,7 +141,7 @@ class Host:
     """
 
     runtime: Runtime
-    submit: Submit
+    submit: Callable[[Turn], Generation]
     make_image: Callable[..., Any]
     template: ChatTemplate
     tokenizer: Tokenizer
@@ -143,6 +165,7 @@ class Conversation:
         self._chat = Chat(host.template, host.tokenizer)
         self._grader = ContextGrader()
         self._plan: TierPlan | None = None
+        self._n_rehydrated = 0
         self._lock = threading.Lock()
         self._id: int | None = self._runtime.open_conversation()
 
@@ -285,7 +308,8 @@ class Conversation:
         if self._plan is None:
             return None
         state = self._runtime.context_state(self._open_id())
-        return _report(self._plan.report, state)
+        report = replace(self._plan.report, rehydrated_tokens=self._n_rehydrated)
+        return _report(report, state)
 
     @contextmanager
     def _turn(
@@ -301,11 +325,10 @@ class Conversation:
             try:
                 self._chat = before.copy()
                 self._chat.add_messages(_messages(content))
-                tiers = self._graded(None).tiers if self._options else b""
-                yield self._host.submit(
-                    self._chat.token_ids, tiers, self._open_id(), chosen, self._packs
-                )
+                turn = self._next_turn(chosen)
+                yield self._host.submit(turn)
                 if self._options:
+                    self._note_rehydrated(turn)
                     self._compact(self._options)
             except BaseException:
                 self._chat = before
@@ -325,6 +348,25 @@ class Conversation:
         if self._id is None:
             raise CancelledError("the conversation is closed")
         return self._id
+
+    def _next_turn(self, params: SamplingParams) -> Turn:
+        tiers, rehydrate = b"", []
+        if self._options:
+            tiers = self._graded(None).tiers
+            similarity = similarity_to_newest(self._chat, cut_spans(self._chat.sections))
+            found = self._grader.spans_to_rehydrate(self._chat, similarity, self._options)
+            rehydrate = [span.start for span in found]
+        return Turn(self._chat.token_ids, tiers, rehydrate, self._open_id(), params, self._packs)
+
+    def _note_rehydrated(self, turn: Turn) -> None:
+        spans = self._runtime.context_state(self._open_id()).spans
+        summarised = {start for start, _, _ in spans}
+        self._grader.still_summarised(summarised)
+        self._n_rehydrated = sum(
+            span.n_tokens
+            for span in cut_spans(self._chat.sections)
+            if span.start in turn.rehydrate and span.start not in summarised
+        )
 
     def _graded(self, signals: SpanSignals | None) -> TierPlan:
         assert self._options is not None

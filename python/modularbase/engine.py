@@ -16,7 +16,7 @@ from modularbase.bases.text_stream import StopMatcher
 from modularbase.byte_sizes import parse_bytes
 from modularbase.context.costs import TierCosts
 from modularbase.context_types import ContextOptions
-from modularbase.conversation import Conversation, Host
+from modularbase.conversation import Conversation, Host, Turn
 from modularbase.conversation_file import Layout
 from modularbase.errors import InvalidRequestError
 from modularbase.generation import Generation
@@ -153,18 +153,12 @@ class Engine(ResidentBase):
         chosen = chosen_params(params, overrides)
         return self._submitted(self._spec(self._token_ids(prompt), chosen), chosen, packs)
 
-    def _submit_turn(
-        self,
-        ids: Sequence[int],
-        tiers: bytes,
-        conversation: int,
-        params: SamplingParams,
-        packs: Packs,
-    ) -> Generation:
-        spec = self._spec(list(ids), params)
-        spec.conversation = conversation
-        spec.set_tiers(tiers)
-        return self._submitted(spec, params, packs)
+    def _submit_turn(self, turn: Turn) -> Generation:
+        spec = self._spec(list(turn.token_ids), turn.params)
+        spec.conversation = turn.conversation
+        spec.set_tiers(turn.tiers)
+        spec.rehydrate = list(turn.rehydrate)
+        return self._submitted(spec, turn.params, turn.packs)
 
     def _submitted(
         self, spec: _core.RequestSpec, chosen: SamplingParams, packs: Packs

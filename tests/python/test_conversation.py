@@ -101,6 +101,27 @@ def test_what_a_caller_calls_redundant_becomes_slots(load: LoadEngine) -> None:
         assert any(d.tier is Tier.REDUNDANT for d in report.decisions)
 
 
+def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine) -> None:
+    wanted = "my aunt keeps bees behind her house and sells honey on fine mornings in the village"
+    options = ContextOptions(
+        budget_bytes=450_000,
+        demote_below=10.0,
+        demote_after_checks=1,
+        max_fit_error=1e9,
+        rehydrate_above=0.5,
+    )
+    with load("tiered").conversation(context=options) as talk:
+        talk.chat(CHATTER, **GREEDY)
+        talk.chat(wanted, **GREEDY)
+        for word in ("garden", "weather", "window", "kitchen", "holiday"):
+            report = talk.chat(f"{word} " * 24, **GREEDY).context
+            assert report is not None and report.rehydrated_tokens == 0
+        (told,) = [d for d in report.decisions if d.text.strip() == wanted]
+        assert told.tier is Tier.REDUNDANT, [d.tier for d in report.decisions]
+        report = talk.chat(wanted + "?", **GREEDY | {"max_tokens": 1}).context
+        assert report is not None and report.rehydrated_tokens == told.n_tokens
+
+
 def test_a_budget_below_the_floors_is_refused_before_the_turn(load: LoadEngine) -> None:
     options = ContextOptions(budget_bytes=1000)
     with load("tiered").conversation(context=options) as talk:

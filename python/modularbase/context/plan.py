@@ -148,12 +148,15 @@ class ContextGrader:
     def spans_to_rehydrate(
         self, chat: Chat, similarity: Scores, options: ContextOptions
     ) -> list[Span]:
-        """The summarised spans that the newest message resembles, the most similar first.
+        """The summarised spans that the newest message resembles, as many as are to be read again.
 
         Args:
             chat: The conversation.
             similarity: Cosine of each span (`cut_spans`) to the newest message; NaN is unknown.
-            options: The threshold.
+            options: How similar they must be, and how many tokens they may have together.
+
+        Returns:
+            The most similar first.
 
         Raises:
             InvalidRequestError: There are not as many similarities as spans.
@@ -169,12 +172,23 @@ class ContextGrader:
             and span.tier is not Tier.REDUNDANT  # the caller's word stands
             and value > options.rehydrate_above
         ]
-        return [span for _, span in sorted(found, key=lambda pair: (-pair[0], pair[1].start))]
+        chosen: list[Span] = []
+        n_left = options.rehydrate_tokens
+        for _, span in sorted(found, key=lambda pair: (-pair[0], pair[1].start)):
+            if span.n_tokens <= n_left:
+                chosen.append(span)
+                n_left -= span.n_tokens
+        return chosen
 
-    def rehydrated(self, spans: Collection[Span]) -> None:
-        """Takes note that the tokens of summarised spans were read again: they are important."""
-        for span in spans:
-            self._summarised.pop(span.start, None)
+    def still_summarised(self, starts: Collection[int]) -> None:
+        """Takes note of what is left of the summaries: other spans were read again.
+
+        Args:
+            starts: First positions of the spans that slots stand for.
+        """
+        self._summarised = {
+            start: reason for start, reason in self._summarised.items() if start in starts
+        }
 
     def _graded(self, span: Span, floor: Floor | None) -> GradedSpan:
         tier = floor.tier if floor else Tier.IMPORTANT
@@ -203,6 +217,7 @@ def _check(options: ContextOptions) -> None:
         ("budget_bytes", 0),
         ("window_tokens", 0),
         ("slots_ratio", 1),
+        ("rehydrate_tokens", 0),
         ("demote_after_checks", 1),
     ):
         value = getattr(options, name)

@@ -221,8 +221,12 @@ def test_rehydration(long_chat: Chat) -> None:
         similarity[i] = values.get(span.start, 0.9)
     found = grader.spans_to_rehydrate(long_chat, similarity, options)
     assert [span.start for span in found] == [starts[1], starts[0]]
-    grader.rehydrated(found)
+    one_only = replace(options, rehydrate_tokens=found[0].n_tokens)
+    assert grader.spans_to_rehydrate(long_chat, similarity, one_only) == found[:1]
+    grader.still_summarised(set(starts) - {span.start for span in found})
     assert grader.spans_to_rehydrate(long_chat, similarity, options) == []
+    again = grader.plan(long_chat, None, COSTS, AT_ONCE)
+    assert {s.start for s in again.slot_spans} == set(starts) - {span.start for span in found}
     with pytest.raises(InvalidRequestError, match="similarity"):
         grader.spans_to_rehydrate(long_chat, similarity[:-1], options)
 
