@@ -82,6 +82,8 @@ class ContextReport:
         exact_bytes: What all tokens would take if they were kept exactly.
         decisions: Span by span, in order.
         rehydrated_tokens: Summarised tokens that the last turn read again.
+        forgotten_tokens: Tokens that went because the conversation had become too long for the
+            base; they are counted nowhere else.
     """
 
     tokens: Mapping[Tier, int]
@@ -91,6 +93,7 @@ class ContextReport:
     exact_bytes: int
     decisions: tuple[TierDecision, ...]
     rehydrated_tokens: int = 0
+    forgotten_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -18,6 +18,7 @@ from modularbase.bases.identity import BaseIdentity
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.chat import Chat
 from modularbase.context.costs import TierCosts
+from modularbase.context.forgetting import ranges_of, spans_to_forget
 from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
 from modularbase.context.scores import Scores, SpanSignals
 from modularbase.context.similarity import similarity_to_newest
@@ -98,6 +99,9 @@ class Runtime(Protocol):
     def load_conversation(self, image: Any) -> int:
         """A new one, made of an image."""
 
+    def forget(self, id: int, ranges: Sequence[tuple[int, int]]) -> Any:
+        """Takes ranges out of its tokens."""
+
     def compact(
         self, id: int, tiers: bytes, spans: Sequence[tuple[int, int, int]], max_error: float
     ) -> Any:
@@ -138,6 +142,7 @@ class Host:
         base: Which base it is.
         costs: What its tokens take.
         layout: Which bytes its blocks have.
+        n_ctx: The longest sequence, in tokens.
     """
 
     runtime: Runtime
@@ -148,6 +153,7 @@ class Host:
     base: BaseIdentity
     costs: TierCosts
     layout: Layout
+    n_ctx: int
 
 
 class Conversation:
@@ -166,6 +172,7 @@ class Conversation:
         self._grader = ContextGrader()
         self._plan: TierPlan | None = None
         self._n_rehydrated = 0
+        self._n_forgotten = 0
         self._lock = threading.Lock()
         self._id: int | None = self._runtime.open_conversation()
 
@@ -198,6 +205,7 @@ class Conversation:
         self._id = restored
         self._chat.restore(header.chat)
         self._grader.restore(header.grader)
+        self._n_forgotten = header.forgotten_tokens
 
     def __enter__(self) -> Conversation:
         """Returns itself."""
@@ -291,6 +299,7 @@ class Conversation:
                 layout=self._host.layout,
                 chat=self._chat.state,
                 grader=self._grader.state,
+                forgotten_tokens=self._n_forgotten,
                 kept=Kept(
                     tokens=image.tokens,
                     n_valid=image.n_valid,
@@ -308,7 +317,11 @@ class Conversation:
         if self._plan is None:
             return None
         state = self._runtime.context_state(self._open_id())
-        report = replace(self._plan.report, rehydrated_tokens=self._n_rehydrated)
+        report = replace(
+            self._plan.report,
+            rehydrated_tokens=self._n_rehydrated,
+            forgotten_tokens=self._n_forgotten,
+        )
         return _report(report, state)
 
     @contextmanager
@@ -321,10 +334,16 @@ class Conversation:
         """Undoes what a turn that fails has added; compacts behind one that does not."""
         chosen = chosen_params(params, overrides)
         with self._alone():
-            before = self._chat
+            before, messages = self._chat, _messages(content)
             try:
-                self._chat = before.copy()
-                self._chat.add_messages(_messages(content))
+                self._chat = self._continued(messages)
+                n_over = (
+                    len(self._chat.token_ids) + _n_answer(chosen, self._host) - self._host.n_ctx
+                )
+                if n_over > 0:
+                    before = self._forgetting(before, n_over)
+                    self._chat = before
+                    self._chat = self._continued(messages)
                 turn = self._next_turn(chosen)
                 yield self._host.submit(turn)
                 if self._options:
@@ -348,6 +367,30 @@ class Conversation:
         if self._id is None:
             raise CancelledError("the conversation is closed")
         return self._id
+
+    def _continued(self, messages: Sequence[Message]) -> Chat:
+        chat = self._chat.copy()
+        chat.add_messages(messages)
+        return chat
+
+    def _forgetting(self, chat: Chat, n_over: int) -> Chat:
+        """The conversation without what matters least; what is left need not be read again.
+
+        A quarter of the context goes at once where it can, so that this is rare. Without enough
+        that may go, nothing goes, and the engine will say what is too long.
+        """
+        n_wanted = max(n_over, self._host.n_ctx // 4)
+        spans = spans_to_forget(chat, self._grader.summarised, n_wanted)
+        if sum(span.n_tokens for span in spans) < n_over:
+            return chat
+        ranges = ranges_of(spans)
+        shorter = chat.copy()
+        shorter.forget(ranges)
+        # What the engine cannot move it computes again.
+        self._runtime.forget(self._open_id(), ranges)
+        self._grader.forget(ranges)
+        self._n_forgotten += sum(n_tokens for _, n_tokens in ranges)
+        return shorter
 
     def _next_turn(self, params: SamplingParams) -> Turn:
         tiers, rehydrate = b"", []
@@ -404,6 +447,11 @@ def _messages(content: str | Message | Sequence[Message]) -> list[Message]:
     if isinstance(content, str):
         return [{"role": "user", "content": content}]
     return [content] if isinstance(content, Mapping) else list(content)
+
+
+def _n_answer(params: SamplingParams, host: Host) -> int:
+    """Room for the answer: all of it, or where its length is open, an eighth of the context."""
+    return host.n_ctx // 8 if params.max_tokens is None else params.max_tokens
 
 
 def _report(planned: ContextReport, state: State) -> ContextReport:

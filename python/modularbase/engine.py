@@ -250,6 +250,7 @@ class Engine(ResidentBase):
                 first_site=info["first_site"],
                 detail_layers=details,
             ),
+            min(info["n_ctx"], info["n_kv_tokens"]),
         )
 
     def _spec(self, ids: list[int], params: SamplingParams) -> _core.RequestSpec:

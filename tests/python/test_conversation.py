@@ -15,6 +15,7 @@ from modularbase.context_types import ContextOptions, Tier
 from modularbase.errors import (
     CancelledError,
     ContextBudgetError,
+    ContextLengthError,
     ConversationFileError,
     InvalidRequestError,
 )
@@ -43,10 +44,15 @@ def load(wide_model: Path) -> Iterator[LoadEngine]:
     """Loads engines, closed at the end."""
     engines: list[Engine] = []
 
-    def loaded(kv: KvKind = "f16", **options: Any) -> Engine:
+    def loaded(kv: KvKind = "f16", n_ctx: int | None = None, **options: Any) -> Engine:
         options = {"pack_budget_bytes": 0, **options}
         engine = Engine.load(
-            wide_model, dtype="keep", n_threads=1, kv=kv, options=EngineOptions(**options)
+            wide_model,
+            dtype="keep",
+            n_threads=1,
+            n_ctx=n_ctx,
+            kv=kv,
+            options=EngineOptions(**options),
         )
         engines.append(engine)
         return engine
@@ -120,6 +126,47 @@ def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine) -> No
         assert told.tier is Tier.REDUNDANT, [d.tier for d in report.decisions]
         report = talk.chat(wanted + "?", **GREEDY | {"max_tokens": 1}).context
         assert report is not None and report.rehydrated_tokens == told.n_tokens
+
+
+@pytest.mark.parametrize("kv", ["f16", "tiered"])
+def test_a_conversation_outgrows_its_base(load: LoadEngine, tmp_path: Path, kv: KvKind) -> None:
+    engine = load(kv, n_ctx=1024)
+    rule = "You must always call me Ada."
+    with engine.conversation() as talk:
+        talk.chat(rule, **GREEDY)
+        cached: list[float] = []
+        for turn in range(16):
+            result = talk.chat(f"{turn} {CHATTER * 2}", **GREEDY)
+            assert len(talk.token_ids) <= 1024
+            cached.append(result.usage.cached_tokens / len(talk.token_ids))
+        assert len(talk.messages) == 34
+        assert rule in engine.tokenizer.decode(talk.token_ids)
+        # What is left was moved, not computed again.
+        assert min(cached[1:]) > 0.5, cached
+        if kv == "tiered":
+            report = result.context
+            assert report is not None and report.forgotten_tokens > 500
+            assert report.total_tokens in (len(talk.token_ids), len(talk.token_ids) - 1)
+            talk.save(tmp_path / "talk.mbconv")
+            with engine.conversation() as other:
+                other.restore(tmp_path / "talk.mbconv")
+                again = other.chat("and?", **GREEDY)
+            answer = talk.chat("and?", **GREEDY)
+            assert again.token_ids == answer.token_ids
+            assert again.context is not None and answer.context is not None
+            assert again.context.forgotten_tokens == answer.context.forgotten_tokens
+
+
+def test_rules_alone_can_be_too_long(load: LoadEngine) -> None:
+    with load("tiered", n_ctx=512).conversation() as talk:
+        for number in range(3):
+            talk.chat(f"You must always say {number} when I call. " * 3, **GREEDY)
+        before = talk.token_ids
+        with pytest.raises(ContextLengthError):
+            for number in range(8):
+                before = talk.token_ids
+                talk.chat(f"You must never say {number} when I call. " * 3, **GREEDY)
+        assert talk.token_ids == before
 
 
 def test_a_budget_below_the_floors_is_refused_before_the_turn(load: LoadEngine) -> None:

@@ -67,6 +67,8 @@ class Engine {
   /// done or given up: a request of this conversation cancels it.
   /// \throws InvalidRequestError for the plan, or an engine without tiers.
   CompactionReport compact(ConversationId id, PastPlan plan);
+  /// Takes ranges out of its tokens, as ContextTiers::start_forgetting; otherwise as compact().
+  CompactionReport forget(ConversationId id, const std::vector<PositionRange>& ranges);
 
   /// \throws InvalidRequestError when the engine was loaded without a budget for packs.
   PackResidency& packs();
@@ -113,6 +115,8 @@ class Engine {
   /// \throws what it throws; CancelledError when the engine is closed.
   template <class Errand>
   std::invoke_result_t<Errand> on_engine_thread(Errand errand);
+  template <class Start>
+  CompactionReport reported(Start start);
 
   const ResolvedOptions options_;
   mutable std::mutex mutex_;  // guards inbox_ and what follows it; outlives the loader of packs

@@ -6,7 +6,7 @@ import codecs
 import copy
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from modularbase.bases.chat_template import ChatTemplate
@@ -147,6 +147,42 @@ class Chat:
         self._tiers.append(None)
         self._append(text, token_ids, starts, [answer])
         self._awaits_answer = False
+
+    def forget(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Takes tokens out of what the model sees; the messages stay as they are.
+
+        Args:
+            ranges: (first position, how many), in order.
+
+        Raises:
+            InvalidRequestError: An answer is awaited.
+        """
+        if self._awaits_answer:
+            raise InvalidRequestError("ranges", "the answer first (add_generated)", "ranges")
+        sections, self._sections, self._token_ids = self._sections, [], []
+        for section in sections:
+            begin, end = 0, len(section.token_ids)
+            for start, n_tokens in ranges:
+                first = min(max(start - section.start, begin), end)
+                self._keep(section, begin, first)
+                begin = max(begin, min(start + n_tokens - section.start, end))
+            self._keep(section, begin, end)
+
+    def _keep(self, section: Section, begin: int, end: int) -> None:
+        """Adds the tokens [begin, end) of an old section."""
+        if begin >= end:
+            return
+        starts = section.token_starts
+        stop = starts[end] if end < len(starts) else len(section.text)
+        kept = replace(
+            section,
+            start=len(self._token_ids),
+            token_ids=section.token_ids[begin:end],
+            token_starts=tuple(at - starts[begin] for at in starts[begin:end]),
+            text=section.text[starts[begin] : stop],
+        )
+        self._sections.append(kept)
+        self._token_ids += kept.token_ids
 
     def _render(self, messages: Sequence[Message]) -> str:
         return self._template.render(messages, tools=self._tools, variables=self._variables)

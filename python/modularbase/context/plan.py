@@ -12,6 +12,7 @@ import numpy as np
 from modularbase.context.budget import Account, GradedSpan, fit_budget
 from modularbase.context.chat import Chat
 from modularbase.context.costs import TierCosts
+from modularbase.context.forgetting import TokenRanges, position_after
 from modularbase.context.floors import Floor, find_floors
 from modularbase.context.hysteresis import Hysteresis
 from modularbase.context.scores import USER_BONUS, Scores, SpanSignals, score_spans
@@ -189,6 +190,21 @@ class ContextGrader:
         self._summarised = {
             start: reason for start, reason in self._summarised.items() if start in starts
         }
+
+    @property
+    def summarised(self) -> frozenset[int]:
+        """First positions of the spans that are kept as a summary."""
+        return frozenset(self._summarised)
+
+    def forget(self, ranges: TokenRanges) -> None:
+        """Takes note that tokens were taken out of the conversation; scores begin anew."""
+        moved = {start: position_after(start, ranges) for start in self._summarised}
+        self._summarised = {
+            to: self._summarised[start] for start, to in moved.items() if to is not None
+        }
+        refused = (position_after(start, ranges) for start in self._refused)
+        self._refused = {start for start in refused if start is not None}
+        self._hysteresis = Hysteresis()
 
     def _graded(self, span: Span, floor: Floor | None) -> GradedSpan:
         tier = floor.tier if floor else Tier.IMPORTANT
