@@ -29,8 +29,8 @@ class ContextOptions:
         demote_after_checks: How often in a row it must be.
         max_fit_error: A summary is not made where it would change what attention gives by more, as
             a share of it.
-        rehydrate_above: A summarised span is read again when the newest message resembles it more,
-            as a cosine.
+        rehydrate_above: A summarised span is read again when it has a larger share of what the
+            newest message says (`similarity_to_newest`).
         rehydrate_tokens: At most so many tokens a turn are read again, the most similar spans
             first.
     """
@@ -41,8 +41,8 @@ class ContextOptions:
     demote_below: float = 0.0
     demote_after_checks: int = 2
     max_fit_error: float = 0.05
-    rehydrate_above: float = 0.6
-    rehydrate_tokens: int = 256
+    rehydrate_above: float = 0.35
+    rehydrate_tokens: int = 128
 
 
 @dataclass(frozen=True, slots=True)

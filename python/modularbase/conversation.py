@@ -396,7 +396,7 @@ class Conversation:
         tiers, rehydrate = b"", []
         if self._options:
             tiers = self._graded(None).tiers
-            similarity = similarity_to_newest(self._chat, cut_spans(self._chat.sections))
+            similarity = similarity_to_newest(cut_spans(self._chat.sections))
             found = self._grader.spans_to_rehydrate(self._chat, similarity, self._options)
             rehydrate = [span.start for span in found]
         return Turn(self._chat.token_ids, tiers, rehydrate, self._open_id(), params, self._packs)
@@ -438,9 +438,7 @@ class Conversation:
                 for layer in range(n_layer // 2 % _LAYER_STEP, n_layer, _LAYER_STEP)
             ]
             attention[: len(places)] = np.mean(looks, axis=0)
-        return SpanSignals(
-            attention_mass=attention, similarity=similarity_to_newest(self._chat, spans)
-        )
+        return SpanSignals(attention_mass=attention, similarity=similarity_to_newest(spans))
 
 
 def _messages(content: str | Message | Sequence[Message]) -> list[Message]:

@@ -12,8 +12,8 @@ import numpy as np
 from modularbase.context.budget import Account, GradedSpan, fit_budget
 from modularbase.context.chat import Chat
 from modularbase.context.costs import TierCosts
-from modularbase.context.forgetting import TokenRanges, position_after
 from modularbase.context.floors import Floor, find_floors
+from modularbase.context.forgetting import TokenRanges, position_after
 from modularbase.context.hysteresis import Hysteresis
 from modularbase.context.scores import USER_BONUS, Scores, SpanSignals, score_spans
 from modularbase.context.spans import Span, cut_spans
@@ -169,9 +169,7 @@ class ContextGrader:
         found = [
             (float(value), span)
             for value, span in zip(similarity, spans, strict=True)
-            if span.start in self._summarised
-            and span.tier is not Tier.REDUNDANT  # the caller's word stands
-            and value > options.rehydrate_above
+            if span.start in self._summarised and value > options.rehydrate_above
         ]
         chosen: list[Span] = []
         n_left = options.rehydrate_tokens

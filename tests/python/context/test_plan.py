@@ -252,11 +252,15 @@ def test_the_callers_tiers(chat_of: ChatOf) -> None:
     assert len(everything.slot_spans) == len(of_users) == len(everything.report.demoted)
     nothing = plan_of(chat, ContextOptions(window_tokens=10_000))
     assert nothing.slot_spans == () and 2 in nothing.tiers
-    grader = ContextGrader()
-    plan = grader.plan(chat, None, COSTS, ContextOptions(window_tokens=0))
-    grader.accept(plan)
-    n_spans = len(cut_spans(chat.sections))
-    assert grader.spans_to_rehydrate(chat, np.ones(n_spans), ContextOptions()) == []
+    # They come back while they are asked for, and go again.
+    grader, options = ContextGrader(), ContextOptions(window_tokens=0, rehydrate_tokens=1000)
+    grader.accept(grader.plan(chat, None, COSTS, options))
+    similarity = np.ones(len(cut_spans(chat.sections)))
+    found = grader.spans_to_rehydrate(chat, similarity, options)
+    assert len(found) == len(of_users)
+    grader.still_summarised(())
+    again = grader.plan(chat, None, COSTS, options)
+    assert {slots.start for slots in again.slot_spans} == {span.start for span in found}
 
 
 def test_a_budget_below_the_floors_says_what_needs_it(chat_of: ChatOf) -> None:
