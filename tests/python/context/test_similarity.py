@@ -14,17 +14,17 @@ from modularbase.context_types import ContextOptions
 from modularbase.types import Message
 from tests.python.context.conftest import ChatOf
 
-FACTS = [
-    ("The lighthouse keeper collects blue glass bottles.", "What does the lighthouse keeper collect?"),
-    ("Grandmother's soup gets its taste from cardamom.", "What gives grandmother's soup its taste?"),
+FACTS = (
+    ("The lighthouse keeper collects blue bottles.", "What does the lighthouse keeper collect?"),
+    ("Grandmother's soup gets its taste from cardamom.", "What gives the soup its taste?"),
     ("The old clockmaker repaired only clocks without hands.", "Which clocks were repaired?"),
     ("The spare key hangs behind the painting of a ship.", "Where is the spare key?"),
-    ("The baker's daughter learned the accordion last winter.", "What did the baker's daughter learn?"),
-    ("The red bicycle in the cellar is the dentist's.", "Who owns the red bicycle in the cellar?"),
+    ("The baker's daughter learned the accordion.", "What did the baker's daughter learn?"),
+    ("The red bicycle in the cellar is the dentist's.", "Who owns the bicycle in the cellar?"),
     ("The meeting of the chess club was moved to the gym.", "Where does the chess club meet now?"),
     ("The gardener planted lavender along the wall.", "What did the gardener plant at the wall?"),
     ("钥匙在红色的盒子里面。", "钥匙在哪里?"),
-]  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("fact", "question"), FACTS)
