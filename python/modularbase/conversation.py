@@ -285,7 +285,7 @@ class Conversation:
         if self._plan is None:
             return None
         state = self._runtime.context_state(self._open_id())
-        return _report(self._plan.report, state)
+        return kept_report(self._plan.report, state)
 
     @contextmanager
     def _turn(
@@ -364,7 +364,7 @@ def _messages(content: str | Message | Sequence[Message]) -> list[Message]:
     return [content] if isinstance(content, Mapping) else list(content)
 
 
-def _report(planned: ContextReport, state: State) -> ContextReport:
+def kept_report(planned: ContextReport, state: State) -> ContextReport:
     """What was planned, with what is there instead of what was expected."""
     codes = {code: tier for tier, code in TIER_CODES.items()}
     tokens = dict.fromkeys(Tier, 0)

@@ -8,19 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from modularbase.context.chat import Chat
+from modularbase.context.chat import Sectioned
 from modularbase.context.scores import Scores
 from modularbase.context.spans import Span
 
 
-def similarity_to_newest(chat: Chat, spans: Sequence[Span]) -> Scores:
+def similarity_to_newest(chat: Sectioned, spans: Sequence[Span]) -> Scores:
     """Cosine of each span to the newest message of a user, [n_spans].
 
     Tokens count by how rare they are in the conversation (tf-idf, Salton and Buckley 1988), so what
     every sentence has says nothing. A span of the newest message itself, or of later ones, is 1.
 
     Args:
-        chat: The conversation.
+        chat: The conversation, or a prompt alone.
         spans: Of `cut_spans`.
 
     Returns:
