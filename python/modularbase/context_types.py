@@ -17,7 +17,7 @@ class Tier(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextOptions:
-    """How the context of a conversation is graded.
+    """How the context of a conversation, or of a single request, is graded.
 
     Attributes:
         budget_bytes: Memory for its keys and values; 0 is none: nothing is demoted to a summary but
@@ -80,7 +80,7 @@ class ContextReport:
         window_tokens: Tokens in the window.
         window_bytes: What they take.
         exact_bytes: What all tokens would take if they were kept exactly.
-        decisions: Span by span, in order.
+        decisions: Span by span, in order; of a single request, those on its prompt.
         rehydrated_tokens: Summarised tokens that the last turn read again.
         forgotten_tokens: Tokens that went because the conversation had become too long for the
             base; they are counted nowhere else.

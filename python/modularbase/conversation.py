@@ -322,7 +322,7 @@ class Conversation:
             rehydrated_tokens=self._n_rehydrated,
             forgotten_tokens=self._n_forgotten,
         )
-        return _report(report, state)
+        return kept_report(report, state)
 
     @contextmanager
     def _turn(
@@ -452,7 +452,7 @@ def _n_answer(params: SamplingParams, host: Host) -> int:
     return host.n_ctx // 8 if params.max_tokens is None else params.max_tokens
 
 
-def _report(planned: ContextReport, state: State) -> ContextReport:
+def kept_report(planned: ContextReport, state: State) -> ContextReport:
     """What was planned, with what is there instead of what was expected."""
     codes = {code: tier for tier, code in TIER_CODES.items()}
     tokens = dict.fromkeys(Tier, 0)

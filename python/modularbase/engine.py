@@ -14,20 +14,24 @@ from modularbase.bases import install
 from modularbase.bases.identity import BaseIdentity
 from modularbase.bases.text_stream import StopMatcher
 from modularbase.byte_sizes import parse_bytes
+from modularbase.context.chat import Chat, Sectioned, split_tiers
 from modularbase.context.costs import TierCosts
+from modularbase.context.prompt import ids_prompt, text_prompt
 from modularbase.context_types import ContextOptions
 from modularbase.conversation import Conversation, Host, Turn
 from modularbase.conversation_file import Layout
 from modularbase.errors import InvalidRequestError
-from modularbase.generation import Generation
+from modularbase.generation import Generation, Ticket
 from modularbase.gguf_file import read_metadata
 from modularbase.pack_requests import Predictor
+from modularbase.request_context import RequestContext
 from modularbase.request_specs import (
     assign,
     chosen_params,
     fill_spec,
     positive,
     stop_strings,
+    token_ids,
 )
 from modularbase.resident_base import ResidentBase
 from modularbase.types import (
@@ -133,6 +137,7 @@ class Engine(ResidentBase):
         params: SamplingParams | None = None,
         *,
         packs: Packs = None,
+        context: ContextOptions | None = None,
         **overrides: Any,
     ) -> Generation:
         """Queues a generation and returns; a pack's first use loads and checks it here.
@@ -141,17 +146,75 @@ class Engine(ResidentBase):
             prompt: Text (special tokens in it count) or token ids.
             params: How tokens are chosen.
             packs: Names of packs, or a `PackRequest`; none is the plain base.
+            context: How the prompt is graded, for an engine with kv="tiered"; None keeps it as
+                kv="q4_0" does. Text is graded like a user's message; ids have no floors. Where
+                something becomes a summary, the prompt is read before, which counts as cached, and
+                the answer begins when the result or its text is waited for. See `Result.context`.
             **overrides: Fields of `SamplingParams`, over those of params.
 
         Raises:
-            InvalidRequestError: The prompt is empty, or a parameter makes no sense.
+            InvalidRequestError: The prompt is empty, a parameter makes no sense, or a context was
+                given, and the engine keeps none in tiers.
+            ContextBudgetError: The context's budget is too small for what must be kept.
             ContextLengthError: Prompt and max_tokens exceed the context.
             KvCacheFullError: The request could never fit the KV cache.
             PackNotFoundError: A pack is not installed.
             ModularBaseError: A pack cannot be had, and the request allows no fallback.
         """
         chosen = chosen_params(params, overrides)
-        return self._submitted(self._spec(self._token_ids(prompt), chosen), chosen, packs)
+        if context is None:
+            return self._submitted(self._spec(self._token_ids(prompt), chosen), chosen, packs)
+        graded = (
+            text_prompt(prompt, self.tokenizer)
+            if isinstance(prompt, str)
+            else ids_prompt(token_ids(prompt))
+        )
+        return self._submit_graded(graded, chosen, packs, context)
+
+    def submit_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        packs: Packs = None,
+        context: ContextOptions | None = None,
+        **overrides: Any,
+    ) -> Generation:
+        """Queues the next message of a conversation and returns.
+
+        Args:
+            messages: What was said; with kv="tiered" each may have a "tier" of its own.
+            params: How tokens are chosen.
+            packs: As in `submit`.
+            context: As in `submit`, graded by messages; None takes the defaults if any message has
+                a tier.
+            **overrides: Fields of `SamplingParams`, over those of params.
+
+        Raises:
+            ChatTemplateError: The file has no usable template, or it raised.
+            ModularBaseError: As `submit`; a message or its tier may be malformed, too.
+        """
+        bare, tiers = split_tiers(messages)
+        if context is None and not (self._has_tiers and any(tiers)):
+            return self.submit(self.chat_prompt(bare), params, packs=packs, **overrides)
+        chat = Chat(self.chat_template, self.tokenizer)
+        chat.add_messages(messages)
+        chosen = chosen_params(params, overrides)
+        return self._submit_graded(chat, chosen, packs, context or ContextOptions())
+
+    def _submit_graded(
+        self, prompt: Sectioned, params: SamplingParams, packs: Packs, options: ContextOptions
+    ) -> Generation:
+        self._expect_tiers()
+        spec = self._spec(list(prompt.token_ids), params)
+        context = RequestContext(self._core, self._tier_costs, prompt, options)
+        try:
+            spec.conversation = context.conversation
+            spec.set_tiers(context.tiers)
+            return self._submitted(spec, params, packs, context)
+        except BaseException:
+            context.settle()
+            raise
 
     def _submit_turn(self, turn: Turn) -> Generation:
         spec = self._spec(list(turn.token_ids), turn.params)
@@ -161,13 +224,20 @@ class Engine(ResidentBase):
         return self._submitted(spec, turn.params, turn.packs)
 
     def _submitted(
-        self, spec: _core.RequestSpec, chosen: SamplingParams, packs: Packs
+        self,
+        spec: _core.RequestSpec,
+        chosen: SamplingParams,
+        packs: Packs,
+        context: RequestContext | None = None,
     ) -> Generation:
         # All that may be refused comes before the request runs.
         matcher = StopMatcher(stop_strings(chosen.stop))
         tokenizer = self.tokenizer
         prepared = self._add_packs(spec, packs, chosen.timeout_s)
-        generation = Generation(self._core.submit(spec), tokenizer, matcher, chosen, prepared)
+        ticket: Ticket = (
+            context.submit(lambda: self._core.submit(spec)) if context else self._core.submit(spec)
+        )
+        generation = Generation(ticket, tokenizer, matcher, chosen, prepared, context)
         if prepared.request.packs:  # only now: a guess must not push out what this one needs
             try:
                 self._preparer.predict(prepared.request)
@@ -200,15 +270,16 @@ class Engine(ResidentBase):
 
         Raises:
             ChatTemplateError: The file has no usable template, or it raised.
-            InvalidRequestError: The messages are malformed.
+            InvalidRequestError: The messages are malformed, or the tier of one.
         """
-        return self.tokenizer.encode_chat(self.chat_template.render(messages))
+        bare, _ = split_tiers(messages)
+        return self.tokenizer.encode_chat(self.chat_template.render(bare))
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **overrides: Any
     ) -> Result:
-        """Generates the next message of a conversation; arguments as in `submit`."""
-        return self.generate(self.chat_prompt(messages), params, **overrides)
+        """Generates the next message of a conversation; arguments as in `submit_chat`."""
+        return self.submit_chat(messages, params, **overrides).result()
 
     def conversation(
         self, *, context: ContextOptions | None = None, packs: Packs = None
@@ -224,16 +295,28 @@ class Engine(ResidentBase):
             ChatTemplateError: The base has no usable chat template.
             InvalidRequestError: A context was given, and the engine keeps none in tiers.
         """
-        kv = self._raw_options.kv
-        is_tiered = kv == "tiered"
-        if context is not None and not is_tiered:
-            raise InvalidRequestError("context", 'an engine with kv="tiered"', f"kv={kv!r}")
-        options = (context or ContextOptions()) if is_tiered else None
+        if context is not None:
+            self._expect_tiers()
+        options = (context or ContextOptions()) if self._has_tiers else None
         return Conversation(self._host, options, packs)
+
+    @property
+    def _has_tiers(self) -> bool:
+        return self._raw_options.kv == "tiered"
+
+    def _expect_tiers(self) -> None:
+        if not self._has_tiers:
+            found = f"kv={self._raw_options.kv!r}"
+            raise InvalidRequestError("context", 'an engine with kv="tiered"', found)
+
+    @cached_property
+    def _tier_costs(self) -> TierCosts:
+        n_detail_layer = len(self._raw_options.kv_detail_layers)
+        return TierCosts.from_metadata(str(self._path), self._metadata, n_detail_layer)
 
     @cached_property
     def _host(self) -> Host:
-        info, details = self.info, self._raw_options.kv_detail_layers
+        info = self.info
         return Host(
             self._core,
             self._submit_turn,
@@ -241,14 +324,14 @@ class Engine(ResidentBase):
             self.chat_template,
             self.tokenizer,
             self.base,
-            TierCosts.from_metadata(str(self._path), self._metadata, len(details)),
+            self._tier_costs,
             Layout(
                 kv=self._raw_options.kv,
                 n_layer=info["n_layer"],
                 n_head_kv=info["n_head_kv"],
                 head_dim=info["head_dim"],
                 first_site=info["first_site"],
-                detail_layers=details,
+                detail_layers=self._raw_options.kv_detail_layers,
             ),
             min(info["n_ctx"], info["n_kv_tokens"]),
         )

@@ -329,7 +329,7 @@ class Result:
     pack_conflict: Mapping[int, float] = field(default_factory=dict)
     # Generations that replaced those in `packs` while it ran (`Engine.attach` with "live").
     pack_switches: tuple[PackSwitch, ...] = ()
-    # What is kept of its conversation, and how; None outside one, or where the engine has no tiers.
+    # What is kept of its context, and how; None where it was not graded, or nobody knows any more.
     context: ContextReport | None = None
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from modularbase import Engine, EngineOptions
+from modularbase import Engine
 from modularbase.context_types import ContextOptions, Tier
 from modularbase.errors import (
     CancelledError,
@@ -20,46 +19,10 @@ from modularbase.errors import (
     InvalidRequestError,
 )
 from modularbase.types import KvKind, Message
-from tests.conftest import TinyModelFactory
-from tests.python.conftest import CHAT_TEMPLATE
-from tests.tools.gguf_edit import copy_gguf
+from tests.python.conftest import LoadEngine
 
-N_CTX = 4096
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
 CHATTER = "so many words about the weather and the garden and the long way home today "
-
-LoadEngine = Callable[..., Engine]
-
-
-@pytest.fixture(scope="module")
-def wide_model(tiny_model: TinyModelFactory, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny, with heads of 32 (blocks of 4 bits need that) and a chat template."""
-    path = tmp_path_factory.mktemp("wide_model") / "tiny-wide.gguf"
-    changes = {"tokenizer.chat_template": CHAT_TEMPLATE, "qwen3.context_length": N_CTX}
-    return copy_gguf(tiny_model("qwen3").path, path, changes=changes)
-
-
-@pytest.fixture
-def load(wide_model: Path) -> Iterator[LoadEngine]:
-    """Loads engines, closed at the end."""
-    engines: list[Engine] = []
-
-    def loaded(kv: KvKind = "f16", n_ctx: int | None = None, **options: Any) -> Engine:
-        options = {"pack_budget_bytes": 0, **options}
-        engine = Engine.load(
-            wide_model,
-            dtype="keep",
-            n_threads=1,
-            n_ctx=n_ctx,
-            kv=kv,
-            options=EngineOptions(**options),
-        )
-        engines.append(engine)
-        return engine
-
-    yield loaded
-    for engine in engines:
-        engine.close()
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0", "tiered"])

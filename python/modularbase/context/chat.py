@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Protocol
 
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.tokenizer import Tokenizer
@@ -40,6 +41,18 @@ class Section:
     role: str
     is_control: bool
     tier: Tier | None
+
+
+class Sectioned(Protocol):
+    """What is graded: a chat, or a prompt alone."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens."""
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """The tokens by origin, in order and without gaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +204,7 @@ class Chat:
         return self._template.render_history(messages, tools=self._tools, variables=self._variables)
 
     def _add(self, messages: Sequence[Message], render: Render) -> list[int]:
-        if not isinstance(messages, (list, tuple)) or not messages:
-            raise InvalidRequestError("messages", "a list of messages", repr(messages)[:80])
-        tiers = [_tier(len(self._messages) + i, message) for i, message in enumerate(messages)]
-        bare = [_without_tier(message) for message in messages]
+        bare, tiers = split_tiers(messages, len(self._messages))
         everything = [*self._messages, *bare]
         text = render(everything)
         ranges = find_message_ranges(text, everything, render, self._render_history)
@@ -272,6 +282,24 @@ class Chat:
             return len(self._messages) - 1, True
         is_control = at < ranges_ahead[0].begin or self._tokenizer.is_control(token_id)
         return ranges_ahead[0].message_index, is_control
+
+
+def split_tiers(
+    messages: Sequence[Message], n_before: int = 0
+) -> tuple[list[Message], list[Tier | None]]:
+    """The messages without their tiers, and these.
+
+    Args:
+        messages: As `Chat.add_messages` takes them.
+        n_before: Messages before them, for the errors.
+
+    Raises:
+        InvalidRequestError: There are none, or a tier is none.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise InvalidRequestError("messages", "a list of messages", repr(messages)[:80])
+    tiers = [_tier(n_before + i, message) for i, message in enumerate(messages)]
+    return [_without_tier(message) for message in messages], tiers
 
 
 def _tier(index: int, message: Message) -> Tier | None:

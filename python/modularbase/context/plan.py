@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modularbase.context.budget import Account, GradedSpan, fit_budget
-from modularbase.context.chat import Chat
+from modularbase.context.chat import Chat, Sectioned
 from modularbase.context.costs import TierCosts
 from modularbase.context.floors import Floor, find_floors
 from modularbase.context.forgetting import TokenRanges, position_after
@@ -75,7 +75,7 @@ class ContextGrader:
 
     def plan(
         self,
-        chat: Chat,
+        chat: Sectioned,
         signals: SpanSignals | None,
         costs: TierCosts,
         options: ContextOptions,
@@ -83,7 +83,7 @@ class ContextGrader:
         """Decides the tier of every token; `accept` what was carried out.
 
         Args:
-            chat: The conversation.
+            chat: The conversation, or a prompt alone.
             signals: What the model shows of its spans (`cut_spans`), or None.
             costs: What tokens take.
             options: Budget, window and thresholds.
