@@ -149,6 +149,7 @@ void bind_context(py::module_& module, py::class_<Engine>& engine) {
   bind_reports(module);
   bind_image(module);
   engine.def("open_conversation", &Engine::open_conversation, release_gil)
+      .def("fork_conversation", &Engine::fork_conversation, py::arg("id"), release_gil)
       .def("close_conversation", &Engine::close_conversation, py::arg("id"), release_gil)
       .def("save_conversation", &Engine::save_conversation, py::arg("id"), release_gil)
       .def("load_conversation", &Engine::load_conversation, py::arg("image"), release_gil)

@@ -82,6 +82,9 @@ class Runtime(Protocol):
     def open_conversation(self) -> int:
         """A new one."""
 
+    def fork_conversation(self, id: int) -> int:
+        """A second one that goes on from the same."""
+
     def close_conversation(self, id: int) -> None:
         """Forgets it."""
 
@@ -281,6 +284,24 @@ class Conversation:
                 if not ended:
                     generation.cancel()
             self._chat.add_generated(result.token_ids)
+
+    def fork(self) -> Conversation:
+        """A second conversation that goes on from here, to try another way.
+
+        Both share what is kept so far, so this costs no memory and no time; what the newest
+        queries attended to is known to the first alone, until the second has had a turn.
+
+        Raises:
+            InvalidRequestError: A turn runs.
+        """
+        with self._alone():
+            twin = Conversation(self._host, self._options, self._packs)
+            twin.close()
+            twin._id = self._runtime.fork_conversation(self._open_id())
+            twin._chat = self._chat.copy()
+            twin._grader.restore(self._grader.state)
+            twin._plan, twin._n_forgotten = self._plan, self._n_forgotten
+            return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the conversation to a file: what was said, and what the engine keeps of it.

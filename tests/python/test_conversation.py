@@ -300,3 +300,21 @@ def test_a_file_of_another_cache_is_refused(load: LoadEngine, tmp_path: Path) ->
         talk.save(path)
     with load("f16").conversation() as other, pytest.raises(ConversationFileError, match="layout"):
         other.restore(path)
+
+
+@pytest.mark.parametrize("kv", ["f16", "tiered"])
+def test_forks_go_on_each_by_itself(load: LoadEngine, kv: KvKind) -> None:
+    engine = load(kv)
+    with engine.conversation() as talk:
+        for _ in range(4):
+            talk.chat(CHATTER * 6, **GREEDY)
+        with talk.fork() as twin:
+            assert twin.messages == talk.messages
+            answer = talk.chat("and the cat?", **GREEDY)
+            assert twin.chat("and the cat?", **GREEDY).token_ids == answer.token_ids
+            twin.chat("and the dog?", **GREEDY)
+            assert len(twin.messages) == len(talk.messages) + 2
+        again = talk.chat("more", **GREEDY)
+        assert again.usage.cached_tokens >= len(talk.token_ids) - len(again.token_ids) - 40
+        with pytest.raises(CancelledError):
+            twin.chat("closed", **GREEDY)

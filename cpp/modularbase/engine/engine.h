@@ -54,6 +54,9 @@ class Engine {
   ConversationId open_conversation();
   /// \throws InvalidRequestError when there is no such conversation, as the next two do.
   void close_conversation(ConversationId id);
+  /// A second one that goes on from the same keys and values, which both share.
+  /// \throws InvalidRequestError also for a conversation that runs.
+  ConversationId fork_conversation(ConversationId id);
   /// What it keeps between its requests.
   ContextState context_state(ConversationId id);
   /// \throws InvalidRequestError also for a conversation that runs.
@@ -82,6 +85,7 @@ class Engine {
   void check_context(const RequestSpec& spec) const;
   void check_memory(const RequestSpec& spec, std::int64_t n_total) const;
   void check_plan(const PastPlan& plan) const;
+  const Conversation& resting(ConversationId id);
   void expect_cpu() const;
   void run();
   bool take_inbox();

@@ -29,20 +29,27 @@ void Engine::close_conversation(ConversationId id) {
   });
 }
 
+ConversationId Engine::fork_conversation(ConversationId id) {
+  return on_engine_thread([&] {
+    tiers_->conversations().fork(resting(id), ++n_conversations_);
+    return n_conversations_;
+  });
+}
+
+// Engine thread only.
+const Conversation& Engine::resting(ConversationId id) {
+  const Conversation* kept = tiers_->conversations().find(id);
+  if (kept && !kept->is_running) return *kept;
+  throw InvalidRequestError("conversation", "an open one that does not run", std::to_string(id));
+}
+
 ContextState Engine::context_state(ConversationId id) {
   return on_engine_thread([&] { return tiers_->state(id); });
 }
 
 ConversationImage Engine::save_conversation(ConversationId id) {
   expect_cpu();
-  return on_engine_thread([&] {
-    const Conversation* kept = tiers_->conversations().find(id);
-    if (!kept || kept->is_running) {
-      throw InvalidRequestError("conversation", "an open one that does not run",
-                                std::to_string(id));
-    }
-    return modularbase::save_conversation(*cache_, *kept);
-  });
+  return on_engine_thread([&] { return modularbase::save_conversation(*cache_, resting(id)); });
 }
 
 ConversationId Engine::load_conversation(const ConversationImage& image) {
