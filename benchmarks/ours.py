@@ -58,6 +58,19 @@ class Span:
     n_decoded: int
 
 
+def summarised(n_tokens: int) -> tuple[bytes, list[tuple[int, int, int]]]:
+    """A plan: first tokens exact, spans of which each 16 tokens have a slot, last tokens exact.
+
+    Returns:
+        A tier for each token but the last ones; spans by first token, tokens and slots.
+    """
+    n_first, n_span, n_last = 64, 256, 128
+    n_spans = max(0, n_tokens - n_first - n_last) // n_span
+    spans = [(n_first + i * n_span, n_span, n_span // 16) for i in range(n_spans)]
+    codes = bytes(n_first) + b"\2" * (n_spans * n_span)
+    return codes + b"\1" * (n_tokens - n_last - len(codes)), spans
+
+
 def aggregate_decode_tps(spans: Sequence[Span]) -> float:
     """Returns the tokens per second from the first token of any request to the last of all.
 
@@ -89,6 +102,7 @@ class Session:
         self._load: dict[str, Any] = {"dtype": dtype, "n_threads": n_threads, "n_ctx": n_ctx}
         self._options: dict[str, Any] = dict(options)
         self._engine: Engine | None = None
+        self._kept: dict[tuple[int, ...], int] = {}  # conversations by what they know
 
     def engine(self) -> Engine:
         """Returns the engine, loaded and warm."""
@@ -105,6 +119,7 @@ class Session:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+            self._kept.clear()
 
     def generate(self, prompt: Sequence[int], n_gen: int, n_draft: int = 0) -> Generation:
         """Generates `n_gen` tokens greedily, past any end of text."""
@@ -128,6 +143,29 @@ class Session:
     def decode_tps(self, prompt: Sequence[int], n_gen: int) -> float:
         """Returns the decode rate of `n_gen` steps behind a prompt."""
         return self.generate(prompt, n_gen + 1).decode_tps  # the first token is the prompt's
+
+    def decode_tps_kept(self, prompt: Sequence[int], n_gen: int) -> float:
+        """As `decode_tps`, behind a prompt that a conversation keeps from call to call.
+
+        With kv="tiered" all of it but its ends is summarised first.
+        """
+        engine = self.engine()
+        known = tuple(prompt)
+        if known not in self._kept:
+            self._kept[known] = engine._core.open_conversation()
+            self._turn(known, 1)
+            if self._options["kv"] == "tiered":
+                codes, spans = summarised(len(known))
+                engine._core.compact(self._kept[known], codes, spans, float("inf"))
+        return self._turn(known, n_gen + 1)
+
+    def _turn(self, known: tuple[int, ...], n_gen: int) -> float:
+        from modularbase.conversation import Turn
+        from modularbase.types import SamplingParams
+
+        params = SamplingParams(max_tokens=n_gen, temperature=0, ignore_eos=True)
+        turn = Turn(known, b"", [], self._kept[known], params, None)
+        return self.engine()._submit_turn(turn).result().timings.decode_tps
 
     def prefill_tps(self, prompt: Sequence[int]) -> float:
         """Returns the rate at which a prompt that is not cached is processed."""

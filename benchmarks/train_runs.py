@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import ours
 from modularbase.bases.identity import BaseIdentity
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.manifest import Quantisation
 from modularbase.packs.scaffold import default_sites
 from modularbase.packs.weights import PackGeometry

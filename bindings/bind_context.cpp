@@ -149,6 +149,7 @@ void bind_context(py::module_& module, py::class_<Engine>& engine) {
   bind_reports(module);
   bind_image(module);
   engine.def("open_conversation", &Engine::open_conversation, release_gil)
+      .def("fork_conversation", &Engine::fork_conversation, py::arg("id"), release_gil)
       .def("close_conversation", &Engine::close_conversation, py::arg("id"), release_gil)
       .def("save_conversation", &Engine::save_conversation, py::arg("id"), release_gil)
       .def("load_conversation", &Engine::load_conversation, py::arg("image"), release_gil)
@@ -158,6 +159,14 @@ void bind_context(py::module_& module, py::class_<Engine>& engine) {
           [](Engine& self, ConversationId id, const std::vector<std::tuple<int, int>>& spans,
              int layer) { return self.attention_received(id, to_spans(spans), layer); },
           py::arg("id"), py::arg("spans"), py::arg("layer"), release_gil)
+      .def(
+          "forget",
+          [](Engine& self, ConversationId id, const std::vector<std::tuple<int, int>>& ranges) {
+            std::vector<PositionRange> list;
+            for (const auto& [start, n_tokens] : ranges) list.push_back({start, n_tokens});
+            return self.forget(id, list);
+          },
+          py::arg("id"), py::arg("ranges"), release_gil)
       .def("compact", &compact, py::arg("id"), py::arg("tiers"), py::arg("spans"),
            py::arg("max_error"));
 }

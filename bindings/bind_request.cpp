@@ -74,6 +74,7 @@ void bind_specs(py::module_& module) {
           "set_tiers",
           [](RequestSpec& spec, const py::bytes& codes) { spec.tiers = to_tiers(codes); },
           py::arg("codes"))
+      .def_readwrite("rehydrate", &RequestSpec::rehydrate)
       .def_readwrite("sampling", &RequestSpec::sampling)
       .def_readwrite("max_tokens", &RequestSpec::max_tokens)
       .def_readwrite("stop_ids", &RequestSpec::stop_ids)
@@ -116,6 +117,7 @@ void bind_results(py::module_& module) {
       .def_readonly("n_prompt", &RequestResult::n_prompt)
       .def_readonly("n_cached", &RequestResult::n_cached)
       .def_readonly("n_cached_lower", &RequestResult::n_cached_lower)
+      .def_readonly("n_rehydrated", &RequestResult::n_rehydrated)
       .def_readonly("n_drafted", &RequestResult::n_drafted)
       .def_readonly("n_accepted", &RequestResult::n_accepted)
       .def_readonly("pack_choice", &RequestResult::pack_choice)

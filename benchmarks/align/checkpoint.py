@@ -9,7 +9,7 @@ from typing import Any
 from modularbase.bases.merging import build_core
 from modularbase.bases.special_tokens import TokenType
 from modularbase.bases.vocab import Vocab
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 
 
 def save_checkpoint(base: Path, model: Any, folder: Path) -> None:

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from benchmarks.align.checkpoint import save_checkpoint
 from benchmarks.align.settings import AlignSettings, Say
 from modularbase.bases.import_checkpoint import ImportOptions, write_base
-from modularbase.engine import read_metadata
 from modularbase.errors import TrainingError
+from modularbase.gguf_file import read_metadata
 from modularbase.training.base_model import load_base
 from modularbase.training.data import Mixture, TokenBlocks, pack_blocks
 from modularbase.training.encoding import Encoder

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.align.continued import train_next_base
 from benchmarks.align.scale import Row, Scale, TrainedPack
 from benchmarks.align.settings import AlignSettings, Say
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.archive import GGUF
 from modularbase.packs.build import build
 from modularbase.packs.derive import open_parent

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.align.settings import AlignSettings, Say
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.pack_file import read_pack
 from modularbase.packs.scaffold import default_sites
 from modularbase.packs.weights import PackGeometry

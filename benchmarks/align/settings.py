@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.paths import CACHE
 from modularbase.bases.identity import BaseIdentity
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 
 Say = Callable[[str], None]
 

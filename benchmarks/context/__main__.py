@@ -24,6 +24,8 @@ from benchmarks.paths import RESULTS
 from benchmarks.report import Table, commit, markdown, write_json, write_text
 from packs.obtaining import TextError
 
+_SIZES = ("documents", "prefix", "read", "sentences", "samples", "dialogues", "compared", "probes")
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
@@ -35,7 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="for tests: the least of everything")
     told = ",".join(f"{ratio:g}" for ratio in Settings.ratios)
     parser.add_argument("--ratios", type=_ratios, help=f"of what can choose; default {told}")
-    for name in ("documents", "prefix", "read", "sentences", "samples", "dialogues"):
+    for name in _SIZES:
         default = getattr(Settings, f"n_{name}")
         parser.add_argument(f"--{name}", type=int, help=f"default {default}")
     return parser.parse_args(arguments)

@@ -1,20 +1,17 @@
-"""Turns of a dialogue as tokens of a base's chat template, each with its tier."""
+"""Turns of a dialogue as tokens of a base's chat template, as conversations have them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from benchmarks.context.dialogues import Turn
-from benchmarks.context.systems import TierName
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.tokenizer import Tokenizer
+from modularbase.context.chat import Chat
 
 
-class ChatTokens:
-    """Writes a dialogue turn by turn, so that each context begins every longer one.
-
-    What the template puts before the first message, such as a system prompt, has its tier.
-    """
+class ChatWriter:
+    """Writes dialogues for a base."""
 
     def __init__(self, metadata: Mapping[str, object]) -> None:
         """Takes the metadata of the base's file.
@@ -24,39 +21,51 @@ class ChatTokens:
         """
         self.tokenizer = Tokenizer.from_metadata(metadata)
         self._template = ChatTemplate.from_metadata(metadata)
-        empty = self.tokenizer.encode("")
-        self._opening = empty[:1] if self.tokenizer.bos_id in empty else []
 
-    def context(self, turns: Sequence[Turn]) -> tuple[list[int], list[TierName]]:
-        """Tokens of whole turns, and the tier of each."""
-        ids, tiers = list(self._opening), list[TierName]([turns[0].tier] * len(self._opening))
-        before = ""
-        for number, turn in enumerate(turns, start=1):
-            text = self._template.render_history(_messages(turns[:number]))
-            part = self._encoded(before, text)
-            ids += part
-            tiers += [turn.tier] * len(part)
-            before = text
-        return ids, tiers
+    def write(self, turns: Sequence[Turn]) -> WrittenTurns:
+        """Whole turns, from the first one on."""
+        chat = Chat(self._template, self.tokenizer)
+        for turn in turns:
+            chat.add_messages([said(turn.user)])
+            chat.add_generated(self.reply(turn))
+        return WrittenTurns(turns, chat, self)
 
-    def question(self, turns: Sequence[Turn], text: str) -> list[int]:
-        """Tokens of a user's message behind turns, up to where the answer begins."""
-        history = _messages(turns)
-        asked = self._template.render([*history, {"role": "user", "content": text}])
-        return self._encoded(self._template.render_history(history), asked)
-
-    def _encoded(self, before: str, text: str) -> list[int]:
-        """Tokens of what a text has behind another.
-
-        Raises:
-            ValueError: The template changes earlier messages, so that no turn can be added.
-        """
-        if not text.startswith(before):
-            raise ValueError("chat template: expected a history that only grows")
-        ids = self.tokenizer.encode_chat(text[len(before) :])
-        return ids[len(self._opening) :] if ids[:1] == self._opening else ids
+    def reply(self, turn: Turn) -> list[int]:
+        """What the model would have generated, up to the end of its turn."""
+        end = self.tokenizer.eot_id
+        return [*self.tokenizer.encode_plain(turn.reply), *([] if end is None else [end])]
 
 
-def _messages(turns: Sequence[Turn]) -> list[dict[str, object]]:
-    said = ((("user", turn.user), ("assistant", turn.reply)) for turn in turns)
-    return [{"role": role, "content": content} for pair in said for role, content in pair]
+class WrittenTurns:
+    """The beginning of a dialogue as a base sees it."""
+
+    def __init__(self, turns: Sequence[Turn], chat: Chat, writer: ChatWriter) -> None:
+        """Use `ChatWriter.write`."""
+        self.turns, self._chat, self.writer = turns, chat, writer
+
+    @property
+    def chat(self) -> Chat:
+        """The same, to be graded."""
+        return self._chat.copy()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All tokens."""
+        return self._chat.token_ids
+
+    def question(self, text: str) -> list[int]:
+        """Tokens of a user's message behind the turns, up to where the answer begins."""
+        return self.chat.add_messages([said(text)])
+
+    def following(self, turns: Sequence[Turn]) -> list[int]:
+        """Tokens of turns behind these."""
+        chat = self.chat
+        for turn in turns:
+            chat.add_messages([said(turn.user)])
+            chat.add_generated(self.writer.reply(turn))
+        return list(chat.token_ids[len(self.ids) :])
+
+
+def said(text: str) -> dict[str, str]:
+    """A user's message."""
+    return {"role": "user", "content": text}

@@ -1,52 +1,45 @@
-"""Dialogues that begin with rules and parameters, go on about little, and are probed on the way."""
+"""Dialogues that begin with rules, go on about little, and are probed at the end."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
 
 from benchmarks.context import small_talk
-from benchmarks.context.rules import EndsWith, Fact, NeverSays, Rule, UpperCase
-from benchmarks.context.systems import TierName
+from benchmarks.context.rules import BeginsWith, EndsWith, Fact, LowerCase, NeverSays, Rule
 
-PROBED_TURNS = (5, 10, 20, 30)
 SMALL_TALK_SHARE = 0.6
 FACT_SHARE = 0.2  # the rest are small tasks
+N_ASIDES = 3
+
+FactKind = Literal["parameter", "code", "aside"]
+"""Of the first turn; announced by the user; mentioned by the assistant, in plain words."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A user's message with a reply that obeys all rules.
-
-    Attributes:
-        user: The message.
-        reply: The assistant's.
-        tier: What it deserves.
-    """
+    """A user's message with a reply that obeys all rules."""
 
     user: str
     reply: str
-    tier: TierName
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A question that is asked in place of a turn, and changes nothing for later ones.
+    """A question that is asked behind the dialogue, each as if there were no other.
 
     Attributes:
-        turn: Counted from 1: as many turns minus one went before.
         question: The user's message.
-        reply: An answer that is right, and obeys.
         fact: What must be in the answer; None: anything that obeys will do.
-        fact_turn: Where the fact was said.
+        kind: Of the fact.
     """
 
-    turn: int
     question: str
-    reply: str
     fact: Fact | None = None
-    fact_turn: int | None = None
+    kind: FactKind | None = None
 
 
 @dataclass(frozen=True)
@@ -56,57 +49,65 @@ class Dialogue:
     Attributes:
         rules: Of the first turn, 1 to 3.
         turns: In order.
-        probes: By turn.
+        following: Turns that come after, to be read only.
+        probes: What is asked after the turns instead.
     """
 
     rules: Sequence[Rule]
     turns: Sequence[Turn]
+    following: Sequence[Turn]
     probes: Sequence[Probe]
 
 
 def make_dialogue(
-    seed: int, *, n_turns: int = 30, probed_turns: Sequence[int] = PROBED_TURNS
+    seed: int,
+    prose: Sequence[str],
+    *,
+    n_turns: int = 29,
+    n_following: int = 1,
+    n_sentences: int = 9,
+    n_opinions: int = 4,
 ) -> Dialogue:
     """The same dialogue for the same arguments.
 
     Args:
         seed: Of all that is drawn.
-        n_turns: At least 5.
-        probed_turns: From 2 to `n_turns`.
+        prose: Sentences that small talk is continued with, at least twice `n_sentences`.
+        n_turns: At least 2.
+        n_following: Turns that are read after them.
+        n_sentences: Of prose in a message of small talk.
+        n_opinions: Probes that ask for no fact.
     """
     draw = random.Random(seed)
     rules, parameter = _rules(draw), _parameter(draw)
-    planted = {1: parameter}
-    turns = [_first_turn(rules, parameter)]
-    facts = _planted_facts(draw)
-    for number, kind in enumerate(_kinds(draw, n_turns - 1), start=2):
+    codes, asides = _codes(draw), list(islice(_asides(draw), N_ASIDES))
+    kinds = _kinds(draw, n_turns - 1)
+    talks = [index for index, kind in enumerate(kinds) if kind == "small talk"]
+    with_aside = dict(zip(draw.sample(talks, min(N_ASIDES, len(talks))), asides, strict=False))
+    turns, planted = [_first_turn(rules, parameter)], list[tuple[Fact, FactKind]]()
+    for index, kind in enumerate(kinds):
         if kind == "fact":
-            planted[number] = next(facts)
-            said, reply = planted[number].statement, "Noted, thank you."
+            code = next(codes)
+            planted.append((code, "code"))
+            turn = Turn(code.statement, "Noted, thank you.")
+        elif kind == "small talk":
+            aside = with_aside.get(index)
+            planted += [(aside, "aside")] if aside else []
+            turn = _talk(draw, prose, n_sentences, aside)
         else:
-            said, reply = small_talk.remark(draw) if kind == "small talk" else _task(draw)
-        tier: TierName = "important" if kind == "fact" else "redundant"
-        turns.append(Turn(said, _obeying(rules, reply), tier))
-    probes = [probe for turn in probed_turns for probe in _probes(draw, rules, planted, turn)]
-    return Dialogue(rules, turns, probes)
+            turn = _task(draw)
+        turns.append(_obeying(rules, turn))
+    following = [_obeying(rules, _talk(draw, prose, n_sentences, None)) for _ in range(n_following)]
+    probes = [Probe(small_talk.opinion(draw)) for _ in range(n_opinions)]
+    facts: list[tuple[Fact, FactKind]] = [(parameter, "parameter"), *planted]
+    probes += [Probe(fact.question, fact, kind) for fact, kind in facts]
+    return Dialogue(rules, turns, following, probes)
 
 
 def _first_turn(rules: Sequence[Rule], parameter: Fact) -> Turn:
     numbered = [f"{n}. {rule.instruction}" for n, rule in enumerate(rules, start=1)]
     told = ["These rules hold for the whole conversation:", *numbered, parameter.statement]
-    return Turn("\n".join(told), _obeying(rules, "Understood."), "key")
-
-
-def _probes(
-    draw: random.Random, rules: Sequence[Rule], planted: dict[int, Fact], turn: int
-) -> Iterator[Probe]:
-    """A free question, the parameter of turn 1, and a fact said since."""
-    question, reply = small_talk.opinion(draw)
-    yield Probe(turn, question, _obeying(rules, reply))
-    said = [number for number in planted if 1 < number < turn]
-    for number in [1, *draw.sample(said, min(1, len(said)))]:
-        fact = planted[number]
-        yield Probe(turn, fact.question, _obeying(rules, fact.reply), fact, number)
+    return _obeying(rules, Turn("\n".join(told), "Understood."))
 
 
 def _kinds(draw: random.Random, n_turns: int) -> list[str]:
@@ -118,18 +119,19 @@ def _kinds(draw: random.Random, n_turns: int) -> list[str]:
 
 
 def _rules(draw: random.Random) -> list[Rule]:
-    word = draw.choice(["OVER", "PELICAN", "MARBLE", "TANGERINE"])
+    first = draw.choice(["Certainly", "Well", "Indeed", "Listen"])
+    last = draw.choice(["OVER", "PELICAN", "MARBLE", "TANGERINE"])
     banned, instead = draw.choice([("good", "fine"), ("nice", "kind"), ("day", "date")])
-    rules: list[Rule] = [EndsWith(word), UpperCase(), NeverSays(banned, instead)]
-    chosen = draw.sample(range(len(rules)), draw.randint(1, 3))
     # In this order the later ones keep what the earlier ones did.
-    return [rules[index] for index in (2, 0, 1) if index in chosen]
+    rules: list[Rule] = [NeverSays(banned, instead), BeginsWith(first), EndsWith(last), LowerCase()]
+    return [rules[index] for index in sorted(draw.sample(range(len(rules)), draw.randint(1, 3)))]
 
 
-def _obeying(rules: Sequence[Rule], reply: str) -> str:
+def _obeying(rules: Sequence[Rule], turn: Turn) -> Turn:
+    reply = turn.reply
     for rule in rules:
         reply = rule.obeying(reply)
-    return reply
+    return Turn(turn.user, reply)
 
 
 _NAMES = ("Ottilie", "Bartholomew", "Seraphina", "Leopold", "Wilhelmina", "Thaddeus")
@@ -147,7 +149,7 @@ def _parameter(draw: random.Random) -> Fact:
     )
 
 
-def _planted_facts(draw: random.Random) -> Iterator[Fact]:
+def _codes(draw: random.Random) -> Iterator[Fact]:
     """Facts of which no two are about the same thing, without end."""
     places = ["locker", "garage", "safe", "gate", "cellar", "studio", "boat", "attic"]
     draw.shuffle(places)
@@ -162,12 +164,35 @@ def _planted_facts(draw: random.Random) -> Iterator[Fact]:
             )
 
 
-def _task(draw: random.Random) -> tuple[str, str]:
+_THINGS = ("ladder", "hammock", "telescope", "kettle", "umbrella", "accordion")
+_PLACES = ("stable", "orchard", "chimney", "greenhouse", "bakery", "lighthouse")
+
+
+def _asides(draw: random.Random) -> Iterator[Fact]:
+    """Facts in words that nothing gives away."""
+    things, places = (draw.sample(names, len(names)) for names in (_THINGS, _PLACES))
+    for thing, place in zip(things, places, strict=True):
+        said = f"The {thing} stands behind the {place} and has been there since spring."
+        yield Fact(said, f"Where does the {thing} stand?", place)
+
+
+def _talk(draw: random.Random, prose: Sequence[str], n: int, aside: Fact | None) -> Turn:
+    first = draw.randrange(len(prose) - 2 * n + 1)
+    story, answer = prose[first : first + n], list(prose[first + n : first + 2 * n])
+    if aside:
+        answer.insert(n // 2, aside.statement)
+    return Turn(*small_talk.remark(draw, story, answer))
+
+
+def _task(draw: random.Random) -> Turn:
     first, second = draw.randint(2, 9), draw.randint(2, 9)
     return draw.choice(
         [
-            (f"What is {first} plus {second}?", f"The sum is {first + second}."),
-            (f"Count from {first} to {first + 2}.", f"They are {first}, {first + 1}, {first + 2}."),
-            (f"Which is more, {first} or {first + second}?", f"{first + second} is more."),
+            Turn(f"What is {first} plus {second}?", f"The sum is {first + second}."),
+            Turn(
+                f"Count from {first} to {first + 2}.",
+                f"They are {first}, {first + 1}, {first + 2}.",
+            ),
+            Turn(f"Which is more, {first} or {first + second}?", f"{first + second} is more."),
         ]
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
 
 from benchmarks.paths import CACHE
+from modularbase.context.signals import find_signals
 from modularbase.training.encoding import Encoder
 from modularbase.training.texts import Document as Text
 from packs.obtaining import obtain
@@ -19,6 +21,8 @@ KINDS = ("neutral", "python_code", "manual_pages")
 
 _PACKAGES = CACHE / "packages"
 _CHARS_A_TOKEN = (2, 12)  # within, so that the rest need not be tokenized
+_BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+_PROSE = re.compile(r"[A-Z][a-z]*(?:[,;]? [A-Za-z'-]+){5,40}\.")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,21 @@ def long_texts(encoder: Encoder, n_texts: int, n_tokens: int) -> list[LongText]:
     by_kind = [_of_kind(kind, encoder, n_tokens) for kind in KINDS]
     found = (text for turn in zip_longest(*by_kind) for text in turn if text is not None)
     return list(islice(found, n_texts))
+
+
+def plain_sentences() -> list[str]:
+    """Prose of documents, in order, without what a grader would hold: rules, numbers, code.
+
+    Raises:
+        TextError: A package cannot be had.
+    """
+    documents = sorted(_documents("neutral", _PACKAGES), key=_place)
+    return [
+        sentence
+        for document in documents
+        for sentence in map(_on_one_line, _BETWEEN_SENTENCES.split(document.text))
+        if _PROSE.fullmatch(sentence) and not find_signals(sentence)
+    ]
 
 
 def cut(name: str, text: str, encoder: Encoder, n_tokens: int) -> LongText | None:
@@ -70,3 +89,7 @@ def _documents(kind: str, packages: Path) -> Iterator[Document]:
 def _place(document: Document) -> bytes:
     """An order that has nothing to do with what the names say."""
     return hashlib.sha256(document.name.encode()).digest()
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())

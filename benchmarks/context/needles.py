@@ -100,10 +100,19 @@ def _key_value(draw: random.Random) -> Needles:
     return Needles(sentences, f"Setting {names[0]} has the value", values[0])
 
 
+def _plain_words(draw: random.Random) -> Needles:
+    things = draw.sample(["hammock", "ladder", "kettle", "umbrella", "accordion"], 3)
+    places = draw.sample(["bakery", "stable", "chimney", "orchard", "lighthouse"], 3)
+    pairs = zip(things, places, strict=True)
+    sentences = [f"The {thing} stands behind the {place} until spring." for thing, place in pairs]
+    return Needles(sentences, f"The {things[0]} stands behind the", places[0])
+
+
 KINDS: Mapping[str, Callable[[random.Random], Needles]] = {
     "pass key": _passkey,
     "one of four keys": _multi_key,
     "key and value": _key_value,
+    "plain words": _plain_words,
 }
 
 

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.context.cache_methods import Exact
-from benchmarks.context.chat_tokens import ChatTokens
-from benchmarks.context.engine_systems import KEEPINGS, EngineSystem, Keeping
+from benchmarks.context.chat_tokens import ChatWriter
+from benchmarks.context.compaction_share import measure_turns, share_table
+from benchmarks.context.engine_conversations import (
+    TALK_KEEPINGS,
+    ConversationSystem,
+    CountingTalk,
+    TalkKeeping,
+    fitting_options,
+)
+from benchmarks.context.engine_systems import (
+    KEEPINGS,
+    TOLD_KEEPINGS,
+    EngineSystem,
+    Keeping,
+    load_engine,
+    read_head,
+)
 from benchmarks.context.fidelity import measure_fidelity
-from benchmarks.context.obedience import measure_obedience
-from benchmarks.context.plots import draw_fidelity, draw_obedience
+from benchmarks.context.held_dialogues import WholeDialogues
+from benchmarks.context.measured_dialogues import Family, measure_dialogues
+from benchmarks.context.plots import draw_fidelity
 from benchmarks.context.recall import measure_recall
 from benchmarks.context.settings import Settings
 from benchmarks.context.systems import ContextSystem
 from benchmarks.context.tables import (
+    dialogue_rows,
+    dialogue_table,
     fidelity_table,
-    obedience_rows,
-    obedience_table,
     recall_table,
 )
 from benchmarks.context.torch_model import TorchModel
 from benchmarks.context.torch_systems import MethodSystem
 from benchmarks.harness import Report
 from benchmarks.report import Table
-from modularbase.engine import read_metadata
+from modularbase import Engine
+from modularbase.context_types import ContextOptions
+from modularbase.gguf_file import read_metadata
+from modularbase.types import KvKind
 
 
 class Bench:
@@ -40,6 +60,11 @@ class Bench:
         self.model = TorchModel(base, n_threads=n_threads)
         self.exact: ContextSystem = MethodSystem(self.model, Exact())
         self.systems = settings.systems(self.model)
+        self.writer = ChatWriter(read_metadata(base))
+
+    def engine(self, kv: KvKind, detail_layers: tuple[int, ...] | None) -> Engine:
+        """An engine of ours."""
+        return load_engine(self.base, kv, detail_layers, self.n_threads)
 
 
 @dataclass(frozen=True)
@@ -83,22 +108,54 @@ def _engine(bench: Bench) -> PartResult:
 
 
 def _needles(bench: Bench) -> PartResult:
-    systems = [bench.exact, *bench.systems]
     tokenizer = bench.model.encoder.tokenizer
-    outcomes = measure_recall(systems, bench.settings.haystacks(), tokenizer, bench.report)
+    exact = EngineSystem(bench.base, Keeping("ours, F16", "f16"), bench.n_threads)
+    ours = [EngineSystem(bench.base, keeping, bench.n_threads) for keeping in TOLD_KEEPINGS]
+    try:
+        systems = [bench.exact, *bench.systems, exact, *ours]
+        outcomes = measure_recall(systems, bench.settings.haystacks(), tokenizer, bench.report)
+    finally:
+        for system in (exact, *ours):
+            system.engine.close()
     return PartResult(recall_table(outcomes), [asdict(outcome) for outcome in outcomes])
 
 
 def _dialogues(bench: Bench) -> PartResult:
-    systems = [bench.exact, *bench.systems]
-    chat = ChatTokens(read_metadata(bench.base))
     settings = bench.settings
-    outcomes = measure_obedience(
-        systems, settings.dialogues(), chat, settings.n_answer, bench.report
-    )
-    rows = obedience_rows(outcomes)
-    values = [asdict(outcome) for outcome in outcomes]
-    return PartResult(obedience_table(rows), values, partial(draw_obedience, rows))
+    head = read_head(bench.base)
+    with ExitStack() as engines:
+        ours = [
+            ConversationSystem(engines.enter_context(bench.engine(kv, layers)), head, keeping)
+            for (kv, layers), keepings in TALK_KEEPINGS.items()
+            for keeping in keepings
+        ]
+        others = [WholeDialogues(system) for system in (bench.exact, *bench.systems)]
+        families = [
+            Family(ours, settings.n_dialogues, settings.n_probes),
+            Family(others, settings.n_compared, settings.n_probes_compared),
+        ]
+        outcomes = measure_dialogues(
+            families, settings.dialogues(), bench.writer, settings.n_answer, bench.report
+        )
+    rows = dialogue_rows(outcomes)
+    values = [outcome.values for outcome in outcomes]
+    drawn = [row.fidelity for row in rows if row.fidelity.compression != 1]
+    return PartResult(dialogue_table(rows), values, partial(draw_fidelity, drawn))
+
+
+def _compaction(bench: Bench) -> PartResult:
+    settings = bench.settings
+    script = settings.dialogues()[0].turns
+    keeping = TalkKeeping("", ContextOptions(), ratio=4)
+    with bench.engine("tiered", None) as engine:
+        talk = CountingTalk(engine, fitting_options(engine, keeping, bench.writer.write(script)))
+        messages = [turn.user for turn in script]
+        turns = list(measure_turns(talk, messages, settings.n_answer))
+        report = talk.conversation.context
+    assert report is not None
+    compression = report.exact_bytes / report.total_bytes
+    table = share_table(turns, compression, settings.n_answer)
+    return PartResult(table, [asdict(turn) for turn in turns])
 
 
 PARTS: Mapping[str, Callable[[Bench], PartResult]] = {
@@ -106,4 +163,5 @@ PARTS: Mapping[str, Callable[[Bench], PartResult]] = {
     "engine": _engine,
     "needles": _needles,
     "dialogues": _dialogues,
+    "compaction": _compaction,
 }

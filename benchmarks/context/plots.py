@@ -13,7 +13,6 @@ from matplotlib.ticker import ScalarFormatter
 
 from benchmarks.context.fidelity import FidelityRow
 from benchmarks.context.metrics import Estimate
-from benchmarks.context.tables import ObedienceRow
 
 _LOWEST_KL = 1e-6  # of the logarithmic axis
 
@@ -37,16 +36,6 @@ def draw_fidelity(rows: Sequence[FidelityRow], path: Path) -> None:
     )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    _save(figure, axes, path)
-
-
-def draw_obedience(rows: Sequence[ObedienceRow], path: Path) -> None:
-    """Rules that hold, by turn."""
-    figure, axes = _figure()
-    for row in rows:
-        turns = sorted(row.obeyed)
-        axes.plot(turns, [row.obeyed[turn].value for turn in turns], marker="o", label=row.system)
-    axes.set(xlabel="turn", ylabel="share of rules obeyed", ylim=(-0.05, 1.05))
     _save(figure, axes, path)
 
 

@@ -48,19 +48,41 @@ class EndsWith:
 
 
 @dataclass(frozen=True)
-class UpperCase:
-    """Every answer is in capital letters."""
+class BeginsWith:
+    """Every answer begins with a word."""
 
-    name: str = "upper case"
-    instruction: str = "Write every answer in upper case only."
+    word: str
+    name: str = "begins with a word"
+
+    @property
+    def instruction(self) -> str:
+        """See Rule."""
+        return f"Begin every answer with the word {self.word}."
 
     def obeying(self, reply: str) -> str:
         """See Rule."""
-        return reply.upper()
+        return f"{self.word}, {reply}"
 
     def is_obeyed(self, answer: str) -> bool:
         """See Rule."""
-        return answer.isupper()
+        words = _words(answer)
+        return bool(words) and words[0] == self.word.casefold()
+
+
+@dataclass(frozen=True)
+class LowerCase:
+    """No capital letter is in any answer."""
+
+    name: str = "lower case"
+    instruction: str = "Write every answer in lower case only."
+
+    def obeying(self, reply: str) -> str:
+        """See Rule."""
+        return reply.lower()
+
+    def is_obeyed(self, answer: str) -> bool:
+        """See Rule."""
+        return answer.islower()
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from benchmarks.context.cache_methods import CacheMethod, Rounded, SnapKV, Window
-from benchmarks.context.dialogues import PROBED_TURNS, Dialogue, make_dialogue
-from benchmarks.context.documents import LongText, cut, long_texts
+from benchmarks.context.dialogues import Dialogue, make_dialogue
+from benchmarks.context.documents import LongText, cut, long_texts, plain_sentences
 from benchmarks.context.needles import DEPTHS, KINDS, Haystack, make_haystack
-from benchmarks.context.small_talk import paragraph
+from benchmarks.context.small_talk import filler, paragraph
 from benchmarks.context.systems import ContextSystem
 from benchmarks.context.torch_model import TorchModel
 from benchmarks.context.torch_systems import DroppedText, MethodSystem
@@ -28,9 +29,12 @@ class Settings:
         n_sentences: Of a haystack's filler.
         n_samples: Haystacks of each kind and depth.
         depths: Where in them needles lie.
-        n_dialogues: Dialogues.
-        n_turns: Of a dialogue.
-        probed_turns: Turns that are replaced by questions.
+        n_dialogues: Dialogues that our engine holds.
+        n_compared: Of these, the ones that the others hold, too.
+        n_turns: Of a dialogue, before what is asked.
+        n_told: Sentences of prose in a message of small talk.
+        n_probes: Questions that our engine answers.
+        n_probes_compared: Questions that the others answer.
         n_answer: Most tokens of an answer.
     """
 
@@ -41,10 +45,13 @@ class Settings:
     n_sentences: int = 150
     n_samples: int = 4
     depths: Sequence[float] = DEPTHS
-    n_dialogues: int = 10
-    n_turns: int = 30
-    probed_turns: Sequence[int] = PROBED_TURNS
-    n_answer: int = 40
+    n_dialogues: int = 8
+    n_compared: int = 2
+    n_turns: int = 29
+    n_told: int = 9
+    n_probes: int = 12
+    n_probes_compared: int = 4
+    n_answer: int = 32
 
     def texts(self, model: TorchModel) -> list[LongText]:
         """Texts, each of the tokens that are held and those that are read."""
@@ -65,8 +72,9 @@ class Settings:
 
     def dialogues(self) -> list[Dialogue]:
         """Each with other rules."""
+        prose = plain_sentences() if self.n_documents else filler(random.Random(3), 60)
         return [
-            make_dialogue(seed, n_turns=self.n_turns, probed_turns=self.probed_turns)
+            make_dialogue(seed, prose, n_turns=self.n_turns, n_sentences=self.n_told)
             for seed in range(self.n_dialogues)
         ]
 
@@ -88,8 +96,11 @@ SMALL = Settings(
     n_samples=1,
     depths=(0.5,),
     n_dialogues=1,
+    n_compared=1,
     n_turns=3,
-    probed_turns=(3,),
+    n_told=1,
+    n_probes=2,
+    n_probes_compared=1,
     n_answer=2,
 )
 """For tests."""

@@ -45,19 +45,23 @@ _OPINIONS = (
 )
 
 
-def remark(draw: random.Random) -> tuple[str, str]:
-    """What a user says, and a reply."""
+def remark(draw: random.Random, story: Sequence[str], answer: Sequence[str]) -> tuple[str, str]:
+    """What a user says, and a reply.
+
+    Args:
+        draw: Decides.
+        story: Sentences that the user goes on with.
+        answer: The same of the reply.
+    """
     topic = draw.choice(_TOPICS)
     said = f"{draw.choice(_OPENERS)} {draw.choice(_REMARKS).format(topic=topic)}."
-    details = draw.sample(_DETAILS, draw.randint(1, 3))
-    return " ".join([said, *details]), _capital(draw.choice(_REPLIES).format(topic=topic))
+    reply = _capital(draw.choice(_REPLIES).format(topic=topic))
+    return " ".join([said, *story]), " ".join([reply, *answer])
 
 
-def opinion(draw: random.Random) -> tuple[str, str]:
-    """A question that has no right answer, and a reply."""
-    topic = draw.choice(_TOPICS)
-    reply = draw.choice(_REPLIES).format(topic=topic)
-    return draw.choice(_OPINIONS).format(topic=topic), _capital(reply)
+def opinion(draw: random.Random) -> str:
+    """A question that has no right answer."""
+    return draw.choice(_OPINIONS).format(topic=draw.choice(_TOPICS))
 
 
 def filler(draw: random.Random, n_sentences: int) -> Sequence[str]:

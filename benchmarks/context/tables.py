@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from benchmarks.context.fidelity import FidelityRow
-from benchmarks.context.metrics import Estimate, estimate
-from benchmarks.context.obedience import ProbeOutcome
+from benchmarks.context.measured_dialogues import Answer, DialogueOutcome
+from benchmarks.context.metrics import Estimate, estimate, fidelity
 from benchmarks.context.recall import RecallOutcome
 from benchmarks.report import Table
 
@@ -17,22 +17,22 @@ Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
-class ObedienceRow:
-    """One system over all dialogues.
+class DialogueRow:
+    """One system over dialogues; intervals are over them.
 
     Attributes:
-        system: Its name.
-        compression: Mean over the contexts of the last probed turn.
-        obeyed: By turn, the share of rules that answers obey.
-        known: The share of facts that are in the answers to their questions.
-        reply_nll: Of scripted replies, in nats a token.
+        fidelity: To the exact system, on the turns that follow.
+        n_dialogues: How many.
+        obeyed: Share of the first turn's rules that answers obey.
+        beyond_exact: The same, less that of the exact system.
+        known: By kind, the share of facts that are in the answers to their questions.
     """
 
-    system: str
-    compression: float
-    obeyed: Mapping[int, Estimate]
-    known: Estimate
-    reply_nll: Estimate
+    fidelity: FidelityRow
+    n_dialogues: int
+    obeyed: Estimate
+    beyond_exact: Estimate
+    known: Mapping[str, float]
 
 
 def fidelity_table(rows: Sequence[FidelityRow], title: str) -> Table:
@@ -69,53 +69,64 @@ def recall_table(outcomes: Sequence[RecallOutcome]) -> Table:
     return Table("Needles found", [*header, "NLL of the answer, nats a token"], rows)
 
 
-def obedience_rows(outcomes: Sequence[ProbeOutcome]) -> list[ObedienceRow]:
-    """Sums up by system; intervals are over dialogues."""
-    return [_obedience_row(name, group) for name, group in _groups(outcomes, lambda o: o.system)]
+def dialogue_rows(outcomes: Sequence[DialogueOutcome]) -> list[DialogueRow]:
+    """Sums up by system."""
+    by_name = dict(_groups(outcomes, lambda o: o.system))
+    return [_dialogue_row(group, by_name[group[0].exact]) for group in by_name.values()]
 
 
-def obedience_table(rows: Sequence[ObedienceRow]) -> Table:
+def dialogue_table(rows: Sequence[DialogueRow]) -> Table:
     """A row a system."""
-    turns = sorted({turn for row in rows for turn in row.obeyed})
-    header = ["", "compression", *(f"rules at turn {turn}, %" for turn in turns)]
-    header += ["facts known, %", "NLL of right replies, nats a token"]
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row.known))
+    header = ["", "dialogues", "compression", "KL to F16", "perplexity, %", "same top token, %"]
+    header += ["rules obeyed, %", "against F16, points", *(f"{kind} known, %" for kind in kinds)]
     cells = [
         [
-            row.system,
-            f"{row.compression:.2f}x",
-            *(_interval(row.obeyed[turn], ".0f", scale=100) for turn in turns),
-            _interval(row.known, ".0f", scale=100),
-            _interval(row.reply_nll, ".3f"),
+            row.fidelity.system,
+            str(row.n_dialogues),
+            f"{row.fidelity.compression:.2f}x",
+            _interval(row.fidelity.fidelity.kl, ".4f"),
+            _interval(row.fidelity.fidelity.perplexity_change, "+.2f", scale=100),
+            _interval(row.fidelity.fidelity.top1, ".1f", scale=100),
+            _interval(row.obeyed, ".0f", scale=100),
+            _interval(row.beyond_exact, "+.1f", scale=100),
+            *(f"{100 * row.known[kind]:.0f}" if kind in row.known else "-" for kind in kinds),
         ]
         for row in rows
     ]
-    return Table("Dialogues: rules of turn 1 that hold", header, cells)
+    return Table("Dialogues: the turn behind 29 others; value [95 % interval]", header, cells)
 
 
-def _obedience_row(system: str, outcomes: Sequence[ProbeOutcome]) -> ObedienceRow:
-    by_turn = dict(_groups(outcomes, lambda o: o.turn))
-    facts = [o for o in outcomes if o.is_known is not None]
-    return ObedienceRow(
-        system=system,
-        compression=_mean(o.compression for o in by_turn[max(by_turn)]),
-        obeyed={
-            turn: _over_dialogues(group, lambda o: _mean(map(float, o.obeyed.values())))
-            for turn, group in by_turn.items()
+def _dialogue_row(
+    outcomes: Sequence[DialogueOutcome], exact: Sequence[DialogueOutcome]
+) -> DialogueRow:
+    n_bytes, n_tokens = sum(o.n_bytes for o in outcomes), sum(o.n_tokens for o in outcomes)
+    differences = [o.differences for o in outcomes]
+    obeyed = [_obeyed(o.answers) for o in outcomes]
+    asked = [answer for o in outcomes for answer in o.answers if answer.kind is not None]
+    return DialogueRow(
+        fidelity=FidelityRow(
+            system=outcomes[0].system,
+            compression=sum(o.n_bytes for o in exact) / n_bytes,
+            bytes_per_token=n_bytes / n_tokens,
+            fidelity=fidelity(differences),
+            kl_by_document=[float(found.kl.mean()) for found in differences],
+        ),
+        n_dialogues=len(outcomes),
+        obeyed=estimate(obeyed),
+        beyond_exact=estimate(
+            [share - _obeyed(o.answers) for share, o in zip(obeyed, exact, strict=True)]
+        ),
+        known={
+            str(kind): _mean(float(bool(answer.is_known)) for answer in group)
+            for kind, group in _groups(asked, lambda answer: answer.kind)
         },
-        known=_over_dialogues(facts, lambda o: float(bool(o.is_known))),
-        reply_nll=_over_dialogues(outcomes, lambda o: o.reply_nll),
     )
 
 
-def _over_dialogues(
-    outcomes: Sequence[ProbeOutcome], value: Callable[[ProbeOutcome], float]
-) -> Estimate:
+def _obeyed(answers: Sequence[Answer]) -> float:
     """Each dialogue counts with its mean: its probes are not independent."""
-    return estimate([_mean(map(value, group)) for _, group in _groups(outcomes, _dialogue)])
-
-
-def _dialogue(outcome: ProbeOutcome) -> int:
-    return outcome.dialogue
+    return _mean(float(is_obeyed) for answer in answers for is_obeyed in answer.obeyed.values())
 
 
 def _groups(items: Iterable[Item], key: Callable[[Item], Key]) -> Iterable[tuple[Key, list[Item]]]:

@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from benchmarks.context.attention import NAME, Pass
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 from modularbase.training.base_model import load_base
 from modularbase.training.encoding import Encoder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.ours import installed_base
 from benchmarks.paths import CACHE
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 from modularbase.training.data import TokenBlocks, pack_blocks
 from modularbase.training.encoding import Encoder
 from modularbase.training.texts import read_documents

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.ours import installed_base
 from benchmarks.quality.corpora import measured_blocks
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.pack_file import read_pack
 from modularbase.packs.project import read_config
 from modularbase.packs.weights import PackGeometry

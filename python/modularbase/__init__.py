@@ -2,12 +2,12 @@
 
 from modularbase._core import __version__
 from modularbase.async_engine import AsyncEngine
+from modularbase.context_types import ContextOptions, Tier
 from modularbase.conversation import Conversation
 from modularbase.engine import Engine
 from modularbase.errors import ModularBaseError
 from modularbase.generation import Generation
 from modularbase.types import (
-    ContextOptions,
     EngineOptions,
     PackRequest,
     PackStatus,
@@ -15,7 +15,6 @@ from modularbase.types import (
     Result,
     SamplingParams,
     Score,
-    Tier,
 )
 
 __all__ = [

@@ -50,12 +50,7 @@ class AsyncEngine:
         self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
     ) -> Result:
         """As `Engine.generate`."""
-        generation = await self._submit(prompt, params, overrides)
-        try:
-            return await self._wait(generation.result)
-        except asyncio.CancelledError:
-            generation.cancel()
-            raise
+        return await self._result(await self._submit(prompt, params, overrides))
 
     async def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
@@ -75,7 +70,11 @@ class AsyncEngine:
         self, messages: Sequence[Message], params: SamplingParams | None = None, **overrides: Any
     ) -> Result:
         """As `Engine.chat`."""
-        return await self.generate(self.engine.chat_prompt(messages), params, **overrides)
+        return await self._result(
+            await self._submit_beside(
+                lambda: self.engine.submit_chat(messages, params, **overrides)
+            )
+        )
 
     async def score(self, prompt: Prompt) -> Score:
         """As `Engine.score`."""
@@ -91,14 +90,24 @@ class AsyncEngine:
         def submit() -> Generation:
             return self.engine.submit(prompt, params, **overrides)
 
-        if not overrides.get("packs"):
+        if not overrides.get("packs") and overrides.get("context") is None:
             return submit()
-        # A pack's first use takes a while, which other tasks shall not wait for.
+        return await self._submit_beside(submit)
+
+    async def _submit_beside(self, submit: Callable[[], Generation]) -> Generation:
+        """A pack's first use, or grading a text, takes a while: other tasks do not wait for it."""
         submitting = asyncio.ensure_future(self._wait(submit))
         try:
             return await asyncio.shield(submitting)
         except asyncio.CancelledError:
             submitting.add_done_callback(_cancel)
+            raise
+
+    async def _result(self, generation: Generation) -> Result:
+        try:
+            return await self._wait(generation.result)
+        except asyncio.CancelledError:
+            generation.cancel()
             raise
 
     async def _wait(self, call: Callable[[], _T]) -> _T:

@@ -18,10 +18,12 @@ from modularbase.bases.identity import BaseIdentity
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.chat import Chat
 from modularbase.context.costs import TierCosts
+from modularbase.context.forgetting import ranges_of, spans_to_forget
 from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
 from modularbase.context.scores import Scores, SpanSignals
 from modularbase.context.similarity import similarity_to_newest
 from modularbase.context.spans import Span, cut_spans
+from modularbase.context_types import ContextOptions, ContextReport, Tier
 from modularbase.conversation_file import (
     Header,
     Kept,
@@ -32,15 +34,7 @@ from modularbase.conversation_file import (
 from modularbase.errors import CancelledError, ConversationFileError, InvalidRequestError
 from modularbase.generation import Generation
 from modularbase.request_specs import chosen_params
-from modularbase.types import (
-    ContextOptions,
-    ContextReport,
-    Message,
-    Packs,
-    Result,
-    SamplingParams,
-    Tier,
-)
+from modularbase.types import Message, Packs, Result, SamplingParams
 
 # Attention is looked at in every so many layers: they agree on what matters, and a look costs time.
 _LAYER_STEP = 6
@@ -60,6 +54,10 @@ class State(Protocol):
     @property
     def tiers(self) -> bytes:
         """A code for each of them."""
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int, int]]:
+        """Summarised tokens: first position, how many, slots."""
 
     @property
     def key_bytes(self) -> int:
@@ -84,6 +82,9 @@ class Runtime(Protocol):
     def open_conversation(self) -> int:
         """A new one."""
 
+    def fork_conversation(self, id: int) -> int:
+        """A second one that goes on from the same."""
+
     def close_conversation(self, id: int) -> None:
         """Forgets it."""
 
@@ -101,13 +102,34 @@ class Runtime(Protocol):
     def load_conversation(self, image: Any) -> int:
         """A new one, made of an image."""
 
+    def forget(self, id: int, ranges: Sequence[tuple[int, int]]) -> Any:
+        """Takes ranges out of its tokens."""
+
     def compact(
         self, id: int, tiers: bytes, spans: Sequence[tuple[int, int, int]], max_error: float
     ) -> Any:
         """Carries out a plan."""
 
 
-Submit = Callable[[Sequence[int], bytes, int, SamplingParams, Packs], Generation]
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What an engine is asked in a turn.
+
+    Attributes:
+        token_ids: All tokens of the conversation so far.
+        tiers: A code for each of the first tokens.
+        rehydrate: Where summarised spans start that are to be computed again.
+        conversation: Which one it is.
+        params: How tokens are chosen.
+        packs: As in `Engine.submit`.
+    """
+
+    token_ids: Sequence[int]
+    tiers: bytes
+    rehydrate: Sequence[int]
+    conversation: int
+    params: SamplingParams
+    packs: Packs
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,23 +138,25 @@ class Host:
 
     Attributes:
         runtime: What keeps them.
-        submit: Queues a turn: all tokens, their tiers, the conversation, parameters, packs.
+        submit: Queues a turn.
         make_image: Makes what `Runtime.load_conversation` takes, of the fields of `Kept` and bytes.
         template: The base's.
         tokenizer: The base's.
         base: Which base it is.
         costs: What its tokens take.
         layout: Which bytes its blocks have.
+        n_ctx: The longest sequence, in tokens.
     """
 
     runtime: Runtime
-    submit: Submit
+    submit: Callable[[Turn], Generation]
     make_image: Callable[..., Any]
     template: ChatTemplate
     tokenizer: Tokenizer
     base: BaseIdentity
     costs: TierCosts
     layout: Layout
+    n_ctx: int
 
 
 class Conversation:
@@ -150,6 +174,8 @@ class Conversation:
         self._chat = Chat(host.template, host.tokenizer)
         self._grader = ContextGrader()
         self._plan: TierPlan | None = None
+        self._n_rehydrated = 0
+        self._n_forgotten = 0
         self._lock = threading.Lock()
         self._id: int | None = self._runtime.open_conversation()
 
@@ -182,6 +208,7 @@ class Conversation:
         self._id = restored
         self._chat.restore(header.chat)
         self._grader.restore(header.grader)
+        self._n_forgotten = header.forgotten_tokens
 
     def __enter__(self) -> Conversation:
         """Returns itself."""
@@ -258,6 +285,24 @@ class Conversation:
                     generation.cancel()
             self._chat.add_generated(result.token_ids)
 
+    def fork(self) -> Conversation:
+        """A second conversation that goes on from here, to try another way.
+
+        Both share what is kept so far, so this costs no memory and no time; what the newest
+        queries attended to is known to the first alone, until the second has had a turn.
+
+        Raises:
+            InvalidRequestError: A turn runs.
+        """
+        with self._alone():
+            twin = Conversation(self._host, self._options, self._packs)
+            twin.close()
+            twin._id = self._runtime.fork_conversation(self._open_id())
+            twin._chat = self._chat.copy()
+            twin._grader.restore(self._grader.state)
+            twin._plan, twin._n_forgotten = self._plan, self._n_forgotten
+            return twin
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the conversation to a file: what was said, and what the engine keeps of it.
 
@@ -275,6 +320,7 @@ class Conversation:
                 layout=self._host.layout,
                 chat=self._chat.state,
                 grader=self._grader.state,
+                forgotten_tokens=self._n_forgotten,
                 kept=Kept(
                     tokens=image.tokens,
                     n_valid=image.n_valid,
@@ -292,7 +338,12 @@ class Conversation:
         if self._plan is None:
             return None
         state = self._runtime.context_state(self._open_id())
-        return _report(self._plan.report, state)
+        report = replace(
+            self._plan.report,
+            rehydrated_tokens=self._n_rehydrated,
+            forgotten_tokens=self._n_forgotten,
+        )
+        return kept_report(report, state)
 
     @contextmanager
     def _turn(
@@ -304,15 +355,20 @@ class Conversation:
         """Undoes what a turn that fails has added; compacts behind one that does not."""
         chosen = chosen_params(params, overrides)
         with self._alone():
-            before = self._chat
+            before, messages = self._chat, _messages(content)
             try:
-                self._chat = before.copy()
-                self._chat.add_messages(_messages(content))
-                tiers = self._graded(None).tiers if self._options else b""
-                yield self._host.submit(
-                    self._chat.token_ids, tiers, self._open_id(), chosen, self._packs
+                self._chat = self._continued(messages)
+                n_over = (
+                    len(self._chat.token_ids) + _n_answer(chosen, self._host) - self._host.n_ctx
                 )
+                if n_over > 0:
+                    before = self._forgetting(before, n_over)
+                    self._chat = before
+                    self._chat = self._continued(messages)
+                turn = self._next_turn(chosen)
+                yield self._host.submit(turn)
                 if self._options:
+                    self._note_rehydrated(turn)
                     self._compact(self._options)
             except BaseException:
                 self._chat = before
@@ -332,6 +388,49 @@ class Conversation:
         if self._id is None:
             raise CancelledError("the conversation is closed")
         return self._id
+
+    def _continued(self, messages: Sequence[Message]) -> Chat:
+        chat = self._chat.copy()
+        chat.add_messages(messages)
+        return chat
+
+    def _forgetting(self, chat: Chat, n_over: int) -> Chat:
+        """The conversation without what matters least; what is left need not be read again.
+
+        A quarter of the context goes at once where it can, so that this is rare. Without enough
+        that may go, nothing goes, and the engine will say what is too long.
+        """
+        n_wanted = max(n_over, self._host.n_ctx // 4)
+        spans = spans_to_forget(chat, self._grader.summarised, n_wanted)
+        if sum(span.n_tokens for span in spans) < n_over:
+            return chat
+        ranges = ranges_of(spans)
+        shorter = chat.copy()
+        shorter.forget(ranges)
+        # What the engine cannot move it computes again.
+        self._runtime.forget(self._open_id(), ranges)
+        self._grader.forget(ranges)
+        self._n_forgotten += sum(n_tokens for _, n_tokens in ranges)
+        return shorter
+
+    def _next_turn(self, params: SamplingParams) -> Turn:
+        tiers, rehydrate = b"", []
+        if self._options:
+            tiers = self._graded(None).tiers
+            similarity = similarity_to_newest(cut_spans(self._chat.sections))
+            found = self._grader.spans_to_rehydrate(self._chat, similarity, self._options)
+            rehydrate = [span.start for span in found]
+        return Turn(self._chat.token_ids, tiers, rehydrate, self._open_id(), params, self._packs)
+
+    def _note_rehydrated(self, turn: Turn) -> None:
+        spans = self._runtime.context_state(self._open_id()).spans
+        summarised = {start for start, _, _ in spans}
+        self._grader.still_summarised(summarised)
+        self._n_rehydrated = sum(
+            span.n_tokens
+            for span in cut_spans(self._chat.sections)
+            if span.start in turn.rehydrate and span.start not in summarised
+        )
 
     def _graded(self, signals: SpanSignals | None) -> TierPlan:
         assert self._options is not None
@@ -360,9 +459,7 @@ class Conversation:
                 for layer in range(n_layer // 2 % _LAYER_STEP, n_layer, _LAYER_STEP)
             ]
             attention[: len(places)] = np.mean(looks, axis=0)
-        return SpanSignals(
-            attention_mass=attention, similarity=similarity_to_newest(self._chat, spans)
-        )
+        return SpanSignals(attention_mass=attention, similarity=similarity_to_newest(spans))
 
 
 def _messages(content: str | Message | Sequence[Message]) -> list[Message]:
@@ -371,7 +468,12 @@ def _messages(content: str | Message | Sequence[Message]) -> list[Message]:
     return [content] if isinstance(content, Mapping) else list(content)
 
 
-def _report(planned: ContextReport, state: State) -> ContextReport:
+def _n_answer(params: SamplingParams, host: Host) -> int:
+    """Room for the answer: all of it, or where its length is open, an eighth of the context."""
+    return host.n_ctx // 8 if params.max_tokens is None else params.max_tokens
+
+
+def kept_report(planned: ContextReport, state: State) -> ContextReport:
     """What was planned, with what is there instead of what was expected."""
     codes = {code: tier for tier, code in TIER_CODES.items()}
     tokens = dict.fromkeys(Tier, 0)

@@ -59,6 +59,7 @@ class Header(BaseModel):
     layout: Layout
     chat: ChatState
     grader: GraderState
+    forgotten_tokens: int
     kept: Kept
 
 

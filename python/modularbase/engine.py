@@ -1,80 +1,48 @@
-"""The engine as Python sees it."""
+"""The engine as Python sees it: a base in memory that answers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
-
 from modularbase import _core
-from modularbase.attachment import Attachment, Published
 from modularbase.bases import install
-from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.identity import BaseIdentity
 from modularbase.bases.text_stream import StopMatcher
-from modularbase.bases.tokenizer import Tokenizer
 from modularbase.byte_sizes import parse_bytes
+from modularbase.context.chat import Chat, Sectioned, split_tiers
 from modularbase.context.costs import TierCosts
-from modularbase.conversation import Conversation, Host
+from modularbase.context.prompt import ids_prompt, text_prompt
+from modularbase.context_types import ContextOptions
+from modularbase.conversation import Conversation, Host, Turn
 from modularbase.conversation_file import Layout
-from modularbase.engine_packs import EnginePacks
-from modularbase.errors import CancelledError, InvalidRequestError
-from modularbase.generation import Generation
-from modularbase.pack_requests import PackPreparer, Predictor, PreparedPacks, parse_packs
-from modularbase.packs.channel_info import ChannelInfo
-from modularbase.packs.spec import bare_name
+from modularbase.errors import InvalidRequestError
+from modularbase.generation import Generation, Ticket
+from modularbase.gguf_file import read_metadata
+from modularbase.pack_requests import Predictor
+from modularbase.request_context import RequestContext
 from modularbase.request_specs import (
     assign,
-    attributes,
     chosen_params,
     fill_spec,
-    member_named,
     positive,
     stop_strings,
     token_ids,
-    utf8_path,
 )
-from modularbase.tap import RowType, Tap, row_type_number
+from modularbase.resident_base import ResidentBase
 from modularbase.types import (
-    ContextOptions,
     EngineOptions,
-    FloatArray,
     KvKind,
     Message,
-    OnPublish,
     Packs,
     Prompt,
     Result,
     SamplingParams,
-    Score,
 )
-
-_WAIT_MS = 100
-_PROBE_ROWS = 2  # a step, while others generate: they lose little by it
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
-    """All metadata of a GGUF file.
-
-    Raises:
-        BaseLoadError: The file is not a usable GGUF file.
-    """
-    return _core.read_gguf_metadata(utf8_path(path))
-
-
-def read_matrix(path: str | os.PathLike[str], name: str) -> FloatArray:
-    """A matrix of a GGUF file in F32, [n_rows, n_per_row].
-
-    Raises:
-        BaseLoadError: The file is not usable, or has no such matrix.
-    """
-    return _core.read_gguf_rows(utf8_path(path), name)
 
 
 def build_info() -> dict[str, object]:
@@ -82,21 +50,11 @@ def build_info() -> dict[str, object]:
     return {"ggml": _core.ggml_version, "cpu_features": _core.cpu_features()}
 
 
-class Engine:
+class Engine(ResidentBase):
     """A resident base that serves requests from any thread.
 
     Use it as a context manager, or call `close`.
     """
-
-    def __init__(self, path: Path, core: _core.Engine, metadata: dict[str, object]) -> None:
-        """Use `Engine.load`."""
-        self._path = path
-        self._core = core
-        self._metadata = metadata
-        self._raw_options = _core.EngineOptions()
-        self._default_packs: tuple[str, ...] = ()
-        self._predictor: Predictor | None = None
-        self._attachments: list[Attachment] = []
 
     @classmethod
     def load(
@@ -158,11 +116,7 @@ class Engine:
         metadata = read_metadata(path)
         if options is None or options.kv_detail_layers is None:
             raw.kv_detail_layers = BaseIdentity(path, metadata).detail_layers
-        engine = cls(path, _core.Engine(utf8_path(path), raw), metadata)
-        engine._raw_options = raw
-        engine._default_packs = tuple(default_packs)
-        engine._predictor = predictor
-        return engine
+        return cls(path, metadata, raw, default_packs, predictor)
 
     def __enter__(self) -> Engine:
         """Returns itself."""
@@ -177,89 +131,13 @@ class Engine:
         """Closes the engine."""
         self.close()
 
-    def close(self) -> None:
-        """Cancels what runs and frees the base; closing twice is fine."""
-        while self._attachments:
-            self._attachments.pop().detach()
-        self._core.close()
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The base's tokenizer."""
-        return Tokenizer.from_metadata(self._metadata)
-
-    @cached_property
-    def chat_template(self) -> ChatTemplate:
-        """The base's chat template."""
-        return ChatTemplate.from_metadata(self._metadata)
-
-    @cached_property
-    def base(self) -> BaseIdentity:
-        """Name, version and digest of the base."""
-        return BaseIdentity(self._path, self._metadata)
-
-    @cached_property
-    def packs(self) -> EnginePacks:
-        """The packs of this engine: list, load, evict, pin, swap.
-
-        Raises:
-            InvalidRequestError: The engine was loaded with pack_budget 0.
-        """
-        return EnginePacks(self._core.packs(), self.base, read_metadata, self._probe)
-
-    def attach(
-        self, name: str, *, channel: str, on_publish: OnPublish = "new_requests"
-    ) -> Attachment:
-        """Lets a name follow what a trainer publishes (`modularbase.training.publish`).
-
-        Each generation is read, checked and loaded beside the requests that run, and the name then
-        points to it; one that cannot be used is kept in the attachment's `last_error`.
-
-        Args:
-            name: A pack's id, known or new.
-            channel: The channel's name; its writer must have made it.
-            on_publish: Who gets a new generation. "new_requests": those that come after it, and
-                requests that run keep what they began with. "live": those that run, too, from their
-                next step on (see `Result.pack_switches`).
-
-        Raises:
-            ChannelError: There is no such channel, or it holds no pack.
-            PackIncompatibleError: The pack is made for another base.
-            InvalidRequestError: No request could use the name, or there is no such policy.
-        """
-        core_packs, reader = self._core.packs(), _core.WeightReader(channel)
-
-        def open_reader(info: ChannelInfo) -> Callable[[], Published]:
-            packs = _core.PackReader(reader, core_packs, name, info.shape, info.scale)
-            return lambda: packs.read_into(core_packs)
-
-        attachment = Attachment(
-            name, reader, self.packs, open_reader, self._core.switch_packs, on_publish
-        )
-        self._attachments = [known for known in self._attachments if known.is_live]
-        self._attachments.append(attachment)
-        return attachment
-
-    @cached_property
-    def _preparer(self) -> PackPreparer:
-        return PackPreparer(self.packs, self._default_packs, self._predictor)
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What was loaded: path, family, sizes, bytes, threads."""
-        return attributes(self._core.info())
-
-    @property
-    def stats(self) -> dict[str, Any]:
-        """What the engine is doing, as of its last step."""
-        return attributes(self._core.stats())
-
     def submit(
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         packs: Packs = None,
+        context: ContextOptions | None = None,
         **overrides: Any,
     ) -> Generation:
         """Queues a generation and returns; a pack's first use loads and checks it here.
@@ -268,39 +146,98 @@ class Engine:
             prompt: Text (special tokens in it count) or token ids.
             params: How tokens are chosen.
             packs: Names of packs, or a `PackRequest`; none is the plain base.
+            context: How the prompt is graded, for an engine with kv="tiered"; None keeps it as
+                kv="q4_0" does. Text is graded like a user's message; ids have no floors. Where
+                something becomes a summary, the prompt is read before, which counts as cached, and
+                the answer begins when the result or its text is waited for. See `Result.context`.
             **overrides: Fields of `SamplingParams`, over those of params.
 
         Raises:
-            InvalidRequestError: The prompt is empty, or a parameter makes no sense.
+            InvalidRequestError: The prompt is empty, a parameter makes no sense, or a context was
+                given, and the engine keeps none in tiers.
+            ContextBudgetError: The context's budget is too small for what must be kept.
             ContextLengthError: Prompt and max_tokens exceed the context.
             KvCacheFullError: The request could never fit the KV cache.
             PackNotFoundError: A pack is not installed.
             ModularBaseError: A pack cannot be had, and the request allows no fallback.
         """
         chosen = chosen_params(params, overrides)
-        return self._submitted(self._spec(self._token_ids(prompt), chosen), chosen, packs)
+        if context is None:
+            return self._submitted(self._spec(self._token_ids(prompt), chosen), chosen, packs)
+        graded = (
+            text_prompt(prompt, self.tokenizer)
+            if isinstance(prompt, str)
+            else ids_prompt(token_ids(prompt))
+        )
+        return self._submit_graded(graded, chosen, packs, context)
 
-    def _submit_turn(
+    def submit_chat(
         self,
-        ids: Sequence[int],
-        tiers: bytes,
-        conversation: int,
-        params: SamplingParams,
-        packs: Packs,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        packs: Packs = None,
+        context: ContextOptions | None = None,
+        **overrides: Any,
     ) -> Generation:
-        spec = self._spec(list(ids), params)
-        spec.conversation = conversation
-        spec.set_tiers(tiers)
-        return self._submitted(spec, params, packs)
+        """Queues the next message of a conversation and returns.
+
+        Args:
+            messages: What was said; with kv="tiered" each may have a "tier" of its own.
+            params: How tokens are chosen.
+            packs: As in `submit`.
+            context: As in `submit`, graded by messages; None takes the defaults if any message has
+                a tier.
+            **overrides: Fields of `SamplingParams`, over those of params.
+
+        Raises:
+            ChatTemplateError: The file has no usable template, or it raised.
+            ModularBaseError: As `submit`; a message or its tier may be malformed, too.
+        """
+        bare, tiers = split_tiers(messages)
+        if context is None and not (self._has_tiers and any(tiers)):
+            return self.submit(self.chat_prompt(bare), params, packs=packs, **overrides)
+        chat = Chat(self.chat_template, self.tokenizer)
+        chat.add_messages(messages)
+        chosen = chosen_params(params, overrides)
+        return self._submit_graded(chat, chosen, packs, context or ContextOptions())
+
+    def _submit_graded(
+        self, prompt: Sectioned, params: SamplingParams, packs: Packs, options: ContextOptions
+    ) -> Generation:
+        self._expect_tiers()
+        spec = self._spec(list(prompt.token_ids), params)
+        context = RequestContext(self._core, self._tier_costs, prompt, options)
+        try:
+            spec.conversation = context.conversation
+            spec.set_tiers(context.tiers)
+            return self._submitted(spec, params, packs, context)
+        except BaseException:
+            context.settle()
+            raise
+
+    def _submit_turn(self, turn: Turn) -> Generation:
+        spec = self._spec(list(turn.token_ids), turn.params)
+        spec.conversation = turn.conversation
+        spec.set_tiers(turn.tiers)
+        spec.rehydrate = list(turn.rehydrate)
+        return self._submitted(spec, turn.params, turn.packs)
 
     def _submitted(
-        self, spec: _core.RequestSpec, chosen: SamplingParams, packs: Packs
+        self,
+        spec: _core.RequestSpec,
+        chosen: SamplingParams,
+        packs: Packs,
+        context: RequestContext | None = None,
     ) -> Generation:
         # All that may be refused comes before the request runs.
         matcher = StopMatcher(stop_strings(chosen.stop))
         tokenizer = self.tokenizer
         prepared = self._add_packs(spec, packs, chosen.timeout_s)
-        generation = Generation(self._core.submit(spec), tokenizer, matcher, chosen, prepared)
+        ticket: Ticket = (
+            context.submit(lambda: self._core.submit(spec)) if context else self._core.submit(spec)
+        )
+        generation = Generation(ticket, tokenizer, matcher, chosen, prepared, context)
         if prepared.request.packs:  # only now: a guess must not push out what this one needs
             try:
                 self._preparer.predict(prepared.request)
@@ -333,15 +270,16 @@ class Engine:
 
         Raises:
             ChatTemplateError: The file has no usable template, or it raised.
-            InvalidRequestError: The messages are malformed.
+            InvalidRequestError: The messages are malformed, or the tier of one.
         """
-        return self.tokenizer.encode_chat(self.chat_template.render(messages))
+        bare, _ = split_tiers(messages)
+        return self.tokenizer.encode_chat(self.chat_template.render(bare))
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **overrides: Any
     ) -> Result:
-        """Generates the next message of a conversation; arguments as in `submit`."""
-        return self.generate(self.chat_prompt(messages), params, **overrides)
+        """Generates the next message of a conversation; arguments as in `submit_chat`."""
+        return self.submit_chat(messages, params, **overrides).result()
 
     def conversation(
         self, *, context: ContextOptions | None = None, packs: Packs = None
@@ -357,16 +295,28 @@ class Engine:
             ChatTemplateError: The base has no usable chat template.
             InvalidRequestError: A context was given, and the engine keeps none in tiers.
         """
-        kv = self._raw_options.kv
-        is_tiered = kv == "tiered"
-        if context is not None and not is_tiered:
-            raise InvalidRequestError("context", 'an engine with kv="tiered"', f"kv={kv!r}")
-        options = (context or ContextOptions()) if is_tiered else None
+        if context is not None:
+            self._expect_tiers()
+        options = (context or ContextOptions()) if self._has_tiers else None
         return Conversation(self._host, options, packs)
+
+    @property
+    def _has_tiers(self) -> bool:
+        return self._raw_options.kv == "tiered"
+
+    def _expect_tiers(self) -> None:
+        if not self._has_tiers:
+            found = f"kv={self._raw_options.kv!r}"
+            raise InvalidRequestError("context", 'an engine with kv="tiered"', found)
+
+    @cached_property
+    def _tier_costs(self) -> TierCosts:
+        n_detail_layer = len(self._raw_options.kv_detail_layers)
+        return TierCosts.from_metadata(str(self._path), self._metadata, n_detail_layer)
 
     @cached_property
     def _host(self) -> Host:
-        info, details = self.info, self._raw_options.kv_detail_layers
+        info = self.info
         return Host(
             self._core,
             self._submit_turn,
@@ -374,153 +324,18 @@ class Engine:
             self.chat_template,
             self.tokenizer,
             self.base,
-            TierCosts.from_metadata(str(self._path), self._metadata, len(details)),
+            self._tier_costs,
             Layout(
                 kv=self._raw_options.kv,
                 n_layer=info["n_layer"],
                 n_head_kv=info["n_head_kv"],
                 head_dim=info["head_dim"],
                 first_site=info["first_site"],
-                detail_layers=details,
+                detail_layers=self._raw_options.kv_detail_layers,
                 in_rows=info["kv_in_rows"],
             ),
+            min(info["n_ctx"], info["n_kv_tokens"]),
         )
-
-    def score(self, prompt: Prompt, *, packs: Packs = None) -> Score:
-        """Log-probability of every token given those before it, and their perplexity.
-
-        Raises:
-            InvalidRequestError: Fewer than two tokens.
-            ContextLengthError: More tokens than the context holds.
-        """
-        spec = _core.RequestSpec()
-        spec.kind = _core.RequestKind.score
-        spec.prompt = ids = self._token_ids(prompt)
-        with self._add_packs(spec, packs, None):
-            logprobs = self._finished(spec).logprobs
-        return Score(ids, logprobs, float(np.exp(-logprobs.mean(dtype=np.float64))))
-
-    def hidden(
-        self,
-        prompt: Prompt,
-        layer: int,
-        *,
-        pooling: Literal["none", "mean", "last"] = "none",
-        packs: Packs = None,
-    ) -> FloatArray:
-        """The residual stream entering a layer, [n_tokens, n_embd]; pooled, [1, n_embd].
-
-        Args:
-            prompt: Text or token ids.
-            layer: 0 is the embedding; n_layer leaves the last layer; n_layer + 1 is after the
-                output norm.
-            pooling: "mean" of all tokens, or the "last" one's.
-            packs: As in `submit`.
-        """
-        spec = self._hidden_spec(prompt, layer, member_named(_core.Pooling, "pooling", pooling))
-        with self._add_packs(spec, packs, None):
-            return self._finished(spec).hidden.reshape(-1, self.info["n_embd"])
-
-    def embed(self, prompt: Prompt, *, pooling: Literal["mean", "last"] = "mean") -> FloatArray:
-        """One vector of length 1 for a text, [n_embd]: its pooled last hidden states."""
-        if pooling not in ("mean", "last"):
-            raise InvalidRequestError("pooling", "'mean' or 'last'", repr(pooling))
-        layer = self.info["n_layer"] + 1
-        spec = self._hidden_spec(prompt, layer, getattr(_core.Pooling, pooling))
-        vector = self._finished(spec).hidden
-        length = np.float32(max(float(np.linalg.norm(vector)), 1e-12))
-        unit: FloatArray = vector / length
-        return unit
-
-    def tap(
-        self,
-        channel: str,
-        *,
-        layer: int | None = None,
-        n_records: int = 4096,
-        row_type: RowType = "f16",
-    ) -> Tap:
-        """Puts every row that enters a layer from now on into a ring in shared memory.
-
-        Rows of all requests, with token id, request and position, as docs/weight-channel.md says.
-        What the prefix cache knows is not computed again, so it does not come; `hidden` and `score`
-        compute every position.
-
-        Args:
-            channel: Name of the ring, 1 to 64 of A-Z a-z 0-9 . _ -
-            layer: 0 is the embedding; None takes the first site's layer.
-            n_records: Rows that wait for the consumer at most; more are dropped, and counted.
-            row_type: "f16" holds numbers up to 65504.
-
-        Raises:
-            InvalidRequestError: An argument makes no sense, or the engine has an open tap.
-            ChannelError: No room, or another has a ring of this name.
-            CancelledError: The engine is closed.
-        """
-        if layer is None:
-            layer = -1
-        elif isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-            last = self.info["n_layer"] - 1
-            raise InvalidRequestError("layer", f"0..{last}, or None", repr(layer))
-        number = row_type_number(row_type)
-        return Tap(
-            channel, self._core.tap(channel, layer, positive("n_records", n_records), number)
-        )
-
-    def _hidden_spec(self, prompt: Prompt, layer: int, pooling: _core.Pooling) -> _core.RequestSpec:
-        spec = _core.RequestSpec()
-        spec.kind = _core.RequestKind.hidden
-        spec.prompt = self._token_ids(prompt)
-        assign(spec, "layer", layer)
-        spec.pooling = pooling
-        return spec
-
-    def _probe(self, tokens: Sequence[int], generation: int | None) -> FloatArray:
-        """Final hidden states with one generation, or without: [n_tokens, n_embd]."""
-        spec = self._hidden_spec(tokens, self.info["n_layer"] + 1, _core.Pooling.none)
-        spec.n_rows_beside = _PROBE_ROWS
-        if generation is not None:
-            spec.add_pack_choice([(generation, 1.0, "")])
-        return self._finished(spec).hidden.reshape(len(tokens), -1)
-
-    def _add_packs(
-        self, spec: _core.RequestSpec, packs: Packs, timeout_s: float | None
-    ) -> PreparedPacks:
-        request = parse_packs(packs)
-        if not request.packs:
-            return PreparedPacks(request, ())
-        spec.policy = member_named(_core.MergePolicy, "policy", request.policy)
-        spec.activation = member_named(_core.Activation, "activation", request.activation)
-        if request.fallback not in ("on_failure", "always", "never"):
-            raise InvalidRequestError(
-                "fallback", "'on_failure', 'always' or 'never'", repr(request.fallback)
-            )
-        if not isinstance(request.user, str):
-            raise InvalidRequestError("user", "a name, or ''", repr(request.user))
-        prepared = self._preparer.prepare(request, timeout_s)
-        for choice in prepared.choices:
-            uses = [(g.core_id, use.weight, bare_name(use.pack)) for use, g in choice.uses]
-            try:
-                spec.add_pack_choice(uses)
-            except TypeError as error:
-                raise InvalidRequestError("packs weight", "a number", repr(uses)) from error
-        return prepared
-
-    def _finished(self, spec: _core.RequestSpec) -> _core.RequestResult:
-        ticket = self._core.submit(spec)
-        try:
-            while not ticket.wait_finished(_WAIT_MS):
-                pass
-        except KeyboardInterrupt:
-            ticket.cancel()
-            raise
-        result = ticket.result()
-        if result.finish_reason == _core.FinishReason.cancelled:
-            raise CancelledError("the engine was closed")
-        return result
-
-    def _token_ids(self, prompt: Prompt) -> list[int]:
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else token_ids(prompt)
 
     def _spec(self, ids: list[int], params: SamplingParams) -> _core.RequestSpec:
         spec = _core.RequestSpec()

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from modularbase.bases.text_stream import StopMatcher, StreamDecoder
 from modularbase.bases.tokenizer import Tokenizer
+from modularbase.context_types import ContextReport
 from modularbase.errors import CancelledError
 from modularbase.types import (
     Fallback,
@@ -127,6 +128,13 @@ class PackOutcome(Protocol):
         """The request needs its packs no longer."""
 
 
+class OwnContext(Protocol):
+    """What is kept of a request's context while it runs."""
+
+    def settle(self) -> ContextReport | None:
+        """The request is over: what was kept of it."""
+
+
 class Ticket(Protocol):
     """What the C++ engine gives for a submitted request."""
 
@@ -159,11 +167,13 @@ class Generation:
         matcher: StopMatcher,
         params: SamplingParams,
         packs: PackOutcome,
+        context: OwnContext | None = None,
     ) -> None:
         """Use `Engine.submit`."""
         self._ticket = ticket
         self._params = params
         self._packs = packs
+        self._context = context
         self._decoder = StreamDecoder(tokenizer)
         self._matcher = matcher
         self._has_stops = bool(params.stop)
@@ -247,6 +257,7 @@ class Generation:
     def _result(self) -> Result:
         while self._matcher.matched is not None and not self._ticket.wait_finished(_WAIT_MS):
             pass
+        context = self._context.settle() if self._context else None
         raw = self._ticket.result()
         used, fallbacks = self._packs.outcome(raw.pack_choice, raw.pack_errors)
         reason = self._finish_reason(raw.finish_reason.name if raw.finish_reason else "cancelled")
@@ -268,6 +279,7 @@ class Generation:
                 PackSwitch(change.n_generated, change.from_digest, change.to_digest)
                 for change in raw.pack_switches
             ),
+            context=context,
         )
 
     def _finish_reason(self, name: str) -> FinishReason:

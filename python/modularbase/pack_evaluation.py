@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from modularbase.engine import Engine, read_matrix
+from modularbase.engine import Engine
 from modularbase.errors import BaseLoadError
+from modularbase.gguf_file import read_matrix
 from modularbase.packs.build import Measured
 from modularbase.packs.weights import MAX_PROBE, Probe
 from modularbase.types import FloatArray, Packs

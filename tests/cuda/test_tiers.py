@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from modularbase import Engine, EngineOptions
-from modularbase.types import KvKind, Message, Tier
+from modularbase.context_types import Tier
+from modularbase.types import KvKind, Message
 from tests.tools.tiny_requests import ids
 
 # F32 weights: only the order of sums differs, until keys and values are rounded: what lies between

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modularbase import Engine
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.index import open_index
 from modularbase.packs.install import install
 from modularbase.training.data import pack_blocks

@@ -13,8 +13,8 @@ from modularbase.context.chat import Chat
 from modularbase.context.costs import TierCosts
 from modularbase.context.plan import ContextGrader
 from modularbase.context.spans import cut_spans
-from modularbase.engine import read_metadata
-from modularbase.types import ContextOptions, Tier
+from modularbase.context_types import ContextOptions, Tier
+from modularbase.gguf_file import read_metadata
 from tests.tools.labelled_dialogues import LabelledDialogue, make_dialogue
 
 RANKS = {Tier.REDUNDANT: 0, Tier.IMPORTANT: 1, Tier.KEY: 2}

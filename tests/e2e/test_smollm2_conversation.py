@@ -6,11 +6,13 @@ import inspect
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modularbase import Engine, Tier
-from modularbase.types import ContextOptions, KvKind, Message, Result
+from modularbase.context_types import ContextOptions
+from modularbase.types import KvKind, Message, Result
 
 SOURCE = inspect.getsource(statistics)
 # Of log-probabilities of likely tokens. Seen: 0.25, 0.36 and 0.39; where the past is
@@ -72,3 +74,31 @@ def test_tiered(smollm2: Path, exact: list[Result]) -> None:
     assert report.total_bytes < 0.5 * report.exact_bytes
     spared = [d for d in report.decisions if d.tier is Tier.REDUNDANT]
     assert all("weather" in d.text or "garden" in d.text or "bus" in d.text for d in spared)
+
+
+@pytest.mark.parametrize("kv", ["f16", "tiered"])
+def test_what_was_summarised_is_found_again(smollm2: Path, kv: KvKind) -> None:
+    told = f"{TALK[:250]} The pass key of the cellar is 482913. {TALK[:250]}"
+    options: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
+
+    def answer(context: ContextOptions | None) -> Result:
+        with (
+            Engine.load(smollm2, kv=kv, pack_budget=0, n_threads=2) as engine,
+            engine.conversation(context=context) as talk,
+        ):
+            talk.chat(
+                {"role": "user", "content": told, "tier": "redundant"}, max_tokens=1, **options
+            )
+            text = "Look at this.\n" + SOURCE[:2500]
+            talk.chat({"role": "user", "content": text}, max_tokens=1, **options)
+            question = "What is the pass key of the cellar? Repeat the number."
+            return talk.chat(question, max_tokens=20, **options)
+
+    if kv == "f16":
+        assert "482913" in answer(None).text
+        return
+    lost = answer(ContextOptions(rehydrate_tokens=0))
+    assert "482913" not in lost.text
+    found = answer(ContextOptions())
+    assert "482913" in found.text
+    assert found.context is not None and 0 < found.context.rehydrated_tokens <= 128

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.align.checkpoint import save_checkpoint
 from modularbase import Engine
 from modularbase.bases.import_checkpoint import ImportOptions, write_base
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 from modularbase.training.base_model import load_base
 
 TEXT = "The sea is 3,800 metres deep on average.\n\n    depth = [3800.0, 10_935]  # Challenger"

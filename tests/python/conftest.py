@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pytest
 
 from modularbase import Engine, EngineOptions
+from modularbase.types import KvKind
 from tests.conftest import TinyModelFactory
 from tests.tools.gguf_edit import copy_gguf
 from tests.tools.tiny_requests import BITWISE_ROWS, load
@@ -28,14 +29,6 @@ def chat_model(tiny_model: TinyModelFactory, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
-def wide_model(tiny_model: TinyModelFactory, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny, with heads of 32 (blocks of 4 bits need that) and a chat template."""
-    path = tmp_path_factory.mktemp("wide_model") / "tiny-wide.gguf"
-    changes = {"tokenizer.chat_template": CHAT_TEMPLATE, "qwen3.context_length": 4096}
-    return copy_gguf(tiny_model("qwen3").path, path, changes=changes)
-
-
-@pytest.fixture(scope="session")
 def engine(chat_model: Path) -> Iterator[Engine]:
     """An engine for tests that leave nothing running."""
     with load(chat_model) as engine:
@@ -47,6 +40,32 @@ def own_engine(chat_model: Path) -> Iterator[Engine]:
     """An engine of the test's own, which it may close or fill."""
     with load(chat_model) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def wide_model(tiny_model: TinyModelFactory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a chat template and heads of 32: blocks of 4 bits need that."""
+    path = tmp_path_factory.mktemp("wide_model") / "tiny-wide.gguf"
+    changes = {"tokenizer.chat_template": CHAT_TEMPLATE, "qwen3.context_length": 4096}
+    return copy_gguf(tiny_model("qwen3").path, path, changes=changes)
+
+
+LoadEngine = Callable[..., Engine]
+
+
+@pytest.fixture(name="load")
+def load_wide(wide_model: Path) -> Iterator[LoadEngine]:
+    """Loads engines by their kv and fields of `EngineOptions`; they are closed behind the test."""
+    with ExitStack() as stack:
+
+        def loaded(kv: KvKind = "f16", n_ctx: int | None = None, **options: Any) -> Engine:
+            fields = EngineOptions(**{"pack_budget_bytes": 0, **options})
+            engine = Engine.load(
+                wide_model, dtype="keep", n_threads=1, n_ctx=n_ctx, kv=kv, options=fields
+            )
+            return stack.enter_context(engine)
+
+        yield loaded
 
 
 @pytest.fixture(scope="session")

@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from modularbase import Engine, EngineOptions
+from modularbase import Engine
+from modularbase.context_types import ContextOptions, Tier
 from modularbase.errors import (
     CancelledError,
     ContextBudgetError,
+    ContextLengthError,
     ConversationFileError,
     InvalidRequestError,
 )
-from modularbase.types import ContextOptions, KvKind, Message, Tier
+from modularbase.types import KvKind, Message
+from tests.python.conftest import LoadEngine
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
 CHATTER = "so many words about the weather and the garden and the long way home today "
-
-LoadEngine = Callable[..., Engine]
-
-
-@pytest.fixture
-def load(wide_model: Path) -> Iterator[LoadEngine]:
-    """Loads engines, closed at the end."""
-    engines: list[Engine] = []
-
-    def loaded(kv: KvKind = "f16", **options: Any) -> Engine:
-        options = {"pack_budget_bytes": 0, **options}
-        engine = Engine.load(
-            wide_model, dtype="keep", n_threads=1, kv=kv, options=EngineOptions(**options)
-        )
-        engines.append(engine)
-        return engine
-
-    yield loaded
-    for engine in engines:
-        engine.close()
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0", "tiered"])
@@ -87,6 +69,69 @@ def test_what_a_caller_calls_redundant_becomes_slots(load: LoadEngine, attention
         assert report is not None
         assert report.tokens[Tier.REDUNDANT] > 0
         assert any(d.tier is Tier.REDUNDANT for d in report.decisions)
+
+
+def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine) -> None:
+    wanted = "my aunt keeps bees behind her house and sells honey on fine mornings in the village"
+    options = ContextOptions(
+        budget_bytes=450_000,
+        demote_below=10.0,
+        demote_after_checks=1,
+        max_fit_error=1e9,
+        rehydrate_above=0.5,
+    )
+    with load("tiered").conversation(context=options) as talk:
+        talk.chat(CHATTER, **GREEDY)
+        talk.chat(wanted, **GREEDY)
+        for word in ("garden", "weather", "window", "kitchen", "holiday"):
+            report = talk.chat(f"{word} " * 24, **GREEDY).context
+            assert report is not None and report.rehydrated_tokens == 0
+        assert report is not None
+        (told,) = [d for d in report.decisions if d.text.strip() == wanted]
+        assert told.tier is Tier.REDUNDANT
+        report = talk.chat(wanted + "?", **GREEDY | {"max_tokens": 1}).context
+        assert report is not None and report.rehydrated_tokens == told.n_tokens
+
+
+@pytest.mark.parametrize("kv", ["f16", "tiered"])
+def test_a_conversation_outgrows_its_base(load: LoadEngine, tmp_path: Path, kv: KvKind) -> None:
+    engine = load(kv, n_ctx=1024)
+    rule = "You must always call me Ada."
+    with engine.conversation() as talk:
+        talk.chat(rule, **GREEDY)
+        cached: list[float] = []
+        for turn in range(16):
+            result = talk.chat(f"{turn} {CHATTER * 2}", **GREEDY)
+            assert len(talk.token_ids) <= 1024
+            cached.append(result.usage.cached_tokens / len(talk.token_ids))
+        assert len(talk.messages) == 34
+        assert rule in engine.tokenizer.decode(talk.token_ids)
+        # What is left was moved, not computed again.
+        assert min(cached[1:]) > 0.5, cached
+        if kv == "tiered":
+            report = result.context
+            assert report is not None and report.forgotten_tokens > 500
+            assert report.total_tokens in (len(talk.token_ids), len(talk.token_ids) - 1)
+            talk.save(tmp_path / "talk.mbconv")
+            with engine.conversation() as other:
+                other.restore(tmp_path / "talk.mbconv")
+                again = other.chat("and?", **GREEDY)
+            answer = talk.chat("and?", **GREEDY)
+            assert again.token_ids == answer.token_ids
+            assert again.context is not None and answer.context is not None
+            assert again.context.forgotten_tokens == answer.context.forgotten_tokens
+
+
+def test_rules_alone_can_be_too_long(load: LoadEngine) -> None:
+    with load("tiered", n_ctx=512).conversation() as talk:
+        for number in range(3):
+            talk.chat(f"You must always say {number} when I call. " * 3, **GREEDY)
+        before = talk.token_ids
+        with pytest.raises(ContextLengthError):
+            for number in range(8):
+                before = talk.token_ids
+                talk.chat(f"You must never say {number} when I call. " * 3, **GREEDY)
+        assert talk.token_ids == before
 
 
 def test_a_budget_below_the_floors_is_refused_before_the_turn(load: LoadEngine) -> None:
@@ -263,3 +308,21 @@ def test_a_file_of_another_cache_is_refused(load: LoadEngine, tmp_path: Path) ->
     for engine in (load("f16"), load("tiered", attention="reference")):  # other tiles, as long
         with engine.conversation() as other, pytest.raises(ConversationFileError, match="layout"):
             other.restore(path)
+
+
+@pytest.mark.parametrize("kv", ["f16", "tiered"])
+def test_forks_go_on_each_by_itself(load: LoadEngine, kv: KvKind) -> None:
+    engine = load(kv)
+    with engine.conversation() as talk:
+        for _ in range(4):
+            talk.chat(CHATTER * 6, **GREEDY)
+        with talk.fork() as twin:
+            assert twin.messages == talk.messages
+            answer = talk.chat("and the cat?", **GREEDY)
+            assert twin.chat("and the cat?", **GREEDY).token_ids == answer.token_ids
+            twin.chat("and the dog?", **GREEDY)
+            assert len(twin.messages) == len(talk.messages) + 2
+        again = talk.chat("more", **GREEDY)
+        assert again.usage.cached_tokens >= len(talk.token_ids) - len(again.token_ids) - 40
+        with pytest.raises(CancelledError):
+            twin.chat("closed", **GREEDY)

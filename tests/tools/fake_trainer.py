@@ -9,7 +9,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.channel_info import ChannelInfo
 from modularbase.packs.manifest import Manifest
 from modularbase.packs.random_pack import random_weights

@@ -23,10 +23,12 @@ std::int64_t whole_blocks(std::int64_t n) {
 
 }  // namespace
 
-ContextTiers::ContextTiers(KvCache& cache, const TierRules& rules, std::int64_t n_head)
+ContextTiers::ContextTiers(KvCache& cache, const TierRules& rules, std::int64_t n_head,
+                           KeyShift shift)
     : cache_(cache),
       rules_(rules),
       n_head_(n_head),
+      shift_(std::move(shift)),
       conversations_(cache, n_head, rules.mode == KvMode::kTiered) {}
 
 ContextTiers::~ContextTiers() {
@@ -67,7 +69,7 @@ Tier ContextTiers::tier_of(const Sequence& sequence, std::int64_t position) cons
 void ContextTiers::compact(Sequence& sequence) {
   if (rules_.mode == KvMode::kExact || sequence.spec.kind != RequestKind::kGenerate) return;
   KvSequence& kv = sequence.kv;
-  if (kv.n_lower != kv.n_tokens) return;
+  if (kv.n_lower != kv.n_tokens || sequence.rehydration) return;
   const std::int64_t n = whole_blocks(kv.n_tokens - rules_.n_window);
   if (n - kv.past.n_positions < kCompactedAtOnce) return;
   if (kv.past.empty()) cache_.publish_whole_blocks(kv, sequence.tokens, sequence.kv_context);
@@ -86,13 +88,34 @@ void ContextTiers::run(KvSequence& kv, PastPlan plan) {
 
 void ContextTiers::start(ConversationId id, PastPlan plan, std::promise<CompactionReport> report) {
   cancel(id);
-  jobs_.push_back({id, std::move(plan), std::move(report), nullptr, {}});
+  jobs_.push_back({id, std::move(plan), {}, std::move(report), nullptr, {}});
+}
+
+void ContextTiers::start_forgetting(ConversationId id, std::vector<PositionRange> ranges,
+                                    std::promise<CompactionReport> report) {
+  const Conversation* kept = conversations_.find(id);
+  if (!kept) throw InvalidRequestError("conversation", "an open one", std::to_string(id));
+  const bool is_there = !kept->is_running && kept->kv.n_tokens > 0 && !ranges.empty();
+  if (is_there && !can_forget(kept->kv, ranges)) {
+    throw InvalidRequestError("ranges",
+                              "in order, in whole blocks of what is kept, and whole spans",
+                              std::to_string(ranges.size()) + " of another kind");
+  }
+  cancel(id);
+  if (!is_there) return report.set_value({CompactionReport::Outcome::kCancelled, {}, 0.0});
+  jobs_.push_back({id, {}, std::move(ranges), std::move(report), nullptr, {}});
 }
 
 // The plan may know more, or less, than is there now.
 bool ContextTiers::begin(Job& job) {
   Conversation* kept = conversations_.find(job.id);
   if (!kept || kept->is_running) return false;
+  if (kept->kv.past.empty()) cache_.publish_whole_blocks(kept->kv, kept->tokens, kept->context);
+  if (!job.forgotten.empty()) {
+    job.compaction = std::make_unique<Compaction>(
+        cache_, kept->kv, plan_forgetting(kept->kv, job.forgotten), FitQueries{}, n_head_, &shift_);
+    return true;
+  }
   const std::int64_t n_valid = whole_blocks(kept->kv.n_tokens);
   PastPlan plan = std::exchange(job.plan, {});
   const std::int64_t n_planned = whole_blocks(std::ssize(plan.tiers));
@@ -107,7 +130,6 @@ bool ContextTiers::begin(Job& job) {
     queries = {&kept->window->lower(), &kept->window->upper(),
                kept->window->rows(last.start + last.n_tokens, kept->kv.n_tokens)};
   }
-  if (kept->kv.past.empty()) cache_.publish_whole_blocks(kept->kv, kept->tokens, kept->context);
   job.compaction =
       std::make_unique<Compaction>(cache_, kept->kv, std::move(plan), std::move(queries), n_head_);
   return true;
@@ -132,11 +154,22 @@ Compaction::Progress ContextTiers::advance(Job& job) {
   const auto started_at = Clock::now();
   const Compaction::Progress progress = job.compaction->work();
   if (progress == Compaction::Progress::kReady) {
-    job.compaction->commit(conversations_.find(job.id)->kv);
+    Conversation& kept = *conversations_.find(job.id);
+    job.compaction->commit(kept.kv);
+    if (!job.forgotten.empty()) end_forgetting(kept, job.forgotten);
   }
   const auto duration = Clock::now() - started_at;
   job.report.work_us += std::chrono::duration<double, std::micro>(duration).count();
   return progress;
+}
+
+// The queries of the window were turned for their old positions.
+void ContextTiers::end_forgetting(Conversation& kept, const std::vector<PositionRange>& ranges) {
+  for (auto range = ranges.rbegin(); range != ranges.rend(); ++range) {
+    const auto first = kept.tokens.begin() + range->start;
+    kept.tokens.erase(first, first + range->n_tokens);
+  }
+  if (kept.window) kept.window->begin_at(kept.kv.n_tokens);
 }
 
 void ContextTiers::finish(CompactionReport::Outcome outcome) {

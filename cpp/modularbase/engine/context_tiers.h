@@ -8,6 +8,7 @@
 
 #include "modularbase/engine/conversations.h"
 #include "modularbase/kv/compaction.h"
+#include "modularbase/kv/forgetting.h"
 
 namespace modularbase {
 
@@ -49,7 +50,7 @@ struct ContextState {
 /// Engine thread only.
 class ContextTiers {
  public:
-  ContextTiers(KvCache& cache, const TierRules& rules, std::int64_t n_head);
+  ContextTiers(KvCache& cache, const TierRules& rules, std::int64_t n_head, KeyShift shift);
   /// The plans that wait are cancelled.
   ~ContextTiers();
 
@@ -67,6 +68,11 @@ class ContextTiers {
   void compact(Sequence& sequence);
   /// Carries out a plan for a kept conversation when there is time.
   void start(ConversationId id, PastPlan plan, std::promise<CompactionReport> report);
+  /// Takes ranges out of a kept conversation's tokens when there is time; what lies behind moves
+  /// up. Where their keys and values are not there, nothing is done (cancelled).
+  /// \throws InvalidRequestError when there is no such conversation, or for the ranges.
+  void start_forgetting(ConversationId id, std::vector<PositionRange> ranges,
+                        std::promise<CompactionReport> report);
   bool has_work() const { return !jobs_.empty(); }
   void cancel_all();
   /// Works on plans for about so long, at least for one layer.
@@ -84,12 +90,14 @@ class ContextTiers {
   struct Job {
     ConversationId id;
     PastPlan plan;
+    std::vector<PositionRange> forgotten;  // not empty: instead of the plan
     std::promise<CompactionReport> promise;
     std::unique_ptr<Compaction> compaction;  // once begun
     CompactionReport report;
   };
   void cancel(ConversationId id);
   bool begin(Job& job);
+  void end_forgetting(Conversation& kept, const std::vector<PositionRange>& ranges);
   Compaction::Progress advance(Job& job);
   void finish(CompactionReport::Outcome outcome);
   Tier tier_of(const Sequence& sequence, std::int64_t position) const;
@@ -98,6 +106,7 @@ class ContextTiers {
   KvCache& cache_;
   const TierRules rules_;
   const std::int64_t n_head_;
+  KeyShift shift_;
   Conversations conversations_;
   std::deque<Job> jobs_;
 };

@@ -23,6 +23,14 @@ void Conversations::open(ConversationId id) {
   all_[id];
 }
 
+void Conversations::fork(const Conversation& kept, ConversationId id) {
+  Conversation& twin = all_[id];
+  twin.tokens = kept.tokens;
+  twin.kv = cache_.fork(kept.kv);
+  twin.context = kept.context;
+  twin.last_use = ++clock_;
+}
+
 bool Conversations::close(ConversationId id) {
   const auto it = all_.find(id);
   if (it == all_.end()) return false;

@@ -29,6 +29,8 @@ class Conversations {
   Conversations(KvCache& cache, std::int64_t n_head, bool has_windows);
 
   void open(ConversationId id);
+  /// A second one that goes on from what the first keeps, under an id of its own.
+  void fork(const Conversation& kept, ConversationId id);
   /// Forgets it, at once or when its request ends. False when there is none.
   bool close(ConversationId id);
   /// Null when there is none.

@@ -5,7 +5,9 @@
 #include <set>
 
 #include "modularbase/core/errors.h"
+#include "modularbase/engine/engine_errand.h"
 #include "modularbase/engine/kv_room.h"
+#include "modularbase/models/rope_frequencies.h"
 
 namespace modularbase {
 namespace {
@@ -99,7 +101,9 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
           wake_.notify_all();
         });
   }
-  tiers_ = std::make_unique<ContextTiers>(*cache_, options_.tiers, info_.n_head);
+  tiers_ = std::make_unique<ContextTiers>(
+      *cache_, options_.tiers, info_.n_head,
+      KeyShift(rope_frequencies(*model_), model_->config.rope_style));
   scheduler_ =
       std::make_unique<Scheduler>(*cache_, *tiers_, PackAdmission(packs_.get(), first_site),
                                   SchedulerLimits{options_.n_batch, options_.n_sequences});
@@ -144,118 +148,6 @@ std::shared_ptr<ActivationTap> Engine::tap(const TapOptions& options) {
   }
   tap_ = tap;
   return tap;
-}
-
-// What comes of it lies with the caller alone once that is told, an exception, too.
-template <class Errand>
-std::invoke_result_t<Errand> Engine::on_engine_thread(Errand errand) {
-  std::optional<std::invoke_result_t<Errand>> result;
-  std::exception_ptr error;
-  std::mutex mutex;
-  std::condition_variable told;
-  bool is_over = false;
-  {
-    const std::lock_guard lock(mutex_);
-    if (stopping_) throw CancelledError("the engine is closed");
-    errands_.push_back([&](bool is_open) {
-      try {
-        if (is_open) result.emplace(errand());
-      } catch (...) {
-        error = std::current_exception();
-      }
-      const std::lock_guard telling(mutex);
-      is_over = true;
-      told.notify_all();
-    });
-  }
-  wake_.notify_all();
-  std::unique_lock lock(mutex);
-  told.wait(lock, [&] { return is_over; });
-  if (error) std::rethrow_exception(error);
-  if (!result) throw CancelledError("the engine is closed");
-  return std::move(*result);
-}
-
-ConversationId Engine::open_conversation() {
-  return on_engine_thread([&] {
-    tiers_->conversations().open(++n_conversations_);
-    return n_conversations_;
-  });
-}
-
-void Engine::close_conversation(ConversationId id) {
-  on_engine_thread([&] {
-    tiers_->close(id);
-    return true;
-  });
-}
-
-ContextState Engine::context_state(ConversationId id) {
-  return on_engine_thread([&] { return tiers_->state(id); });
-}
-
-ConversationImage Engine::save_conversation(ConversationId id) {
-  return on_engine_thread([&] {
-    const Conversation* kept = tiers_->conversations().find(id);
-    if (!kept || kept->is_running) {
-      throw InvalidRequestError("conversation", "an open one that does not run",
-                                std::to_string(id));
-    }
-    return modularbase::save_conversation(*cache_, *kept);
-  });
-}
-
-ConversationId Engine::load_conversation(const ConversationImage& image) {
-  return on_engine_thread([&] {
-    const ConversationId id = ++n_conversations_;
-    tiers_->conversations().open(id);
-    try {
-      modularbase::load_conversation(*cache_, image, *tiers_->conversations().find(id));
-    } catch (...) {
-      tiers_->close(id);
-      throw;
-    }
-    return id;
-  });
-}
-
-std::vector<float> Engine::attention_received(ConversationId id, const std::vector<SlotSpan>& spans,
-                                              int layer) {
-  if (layer < 0 || layer >= info_.n_layer) {
-    throw InvalidRequestError("layer", "0.." + std::to_string(info_.n_layer - 1),
-                              std::to_string(layer));
-  }
-  return on_engine_thread([&] { return tiers_->attention_received(id, spans, layer); });
-}
-
-CompactionReport Engine::compact(ConversationId id, PastPlan plan) {
-  check_plan(plan);
-  std::promise<CompactionReport> promise;
-  std::future<CompactionReport> report = promise.get_future();
-  on_engine_thread([&] {
-    tiers_->state(id);  // there is one
-    tiers_->start(id, std::move(plan), std::move(promise));
-    return true;
-  });
-  return report.get();
-}
-
-void Engine::check_plan(const PastPlan& plan) const {
-  if (options_.tiers.mode != KvMode::kTiered) {
-    throw InvalidRequestError("kv", "tiered, to compact by a plan", "another");
-  }
-  std::int64_t end = 0;
-  for (const SlotSpan& span : plan.spans) {
-    const std::int64_t n_planned = std::ssize(plan.tiers);
-    if (span.start < end || span.n_tokens < 1 || span.start + span.n_tokens > n_planned ||
-        span.n_slots < 0 || span.n_slots > span.n_tokens) {
-      throw InvalidRequestError("spans", "in order, within the plan, with at most a slot a token",
-                                "start " + std::to_string(span.start) + ", tokens " +
-                                    std::to_string(span.n_tokens) + ", slots " +
-                                    std::to_string(span.n_slots));
-    }
-    end = span.start + span.n_tokens;
-  }
 }
 
 void Engine::forget_prefixes() {

@@ -54,6 +54,9 @@ class Engine {
   ConversationId open_conversation();
   /// \throws InvalidRequestError when there is no such conversation, as the next two do.
   void close_conversation(ConversationId id);
+  /// A second one that goes on from the same keys and values, which both share.
+  /// \throws InvalidRequestError also for a conversation that runs.
+  ConversationId fork_conversation(ConversationId id);
   /// What it keeps between its requests.
   ContextState context_state(ConversationId id);
   /// \throws InvalidRequestError also for a conversation that runs.
@@ -67,6 +70,8 @@ class Engine {
   /// done or given up: a request of this conversation cancels it.
   /// \throws InvalidRequestError for the plan, or an engine without tiers.
   CompactionReport compact(ConversationId id, PastPlan plan);
+  /// Takes ranges out of its tokens, as ContextTiers::start_forgetting; otherwise as compact().
+  CompactionReport forget(ConversationId id, const std::vector<PositionRange>& ranges);
 
   /// \throws InvalidRequestError when the engine was loaded without a budget for packs.
   PackResidency& packs();
@@ -80,6 +85,7 @@ class Engine {
   void check_context(const RequestSpec& spec) const;
   void check_memory(const RequestSpec& spec, std::int64_t n_total) const;
   void check_plan(const PastPlan& plan) const;
+  const Conversation& resting(ConversationId id);
   void run();
   bool take_inbox();
   void run_errands(bool is_open);
@@ -88,6 +94,7 @@ class Engine {
   std::exception_ptr no_room_error(const Sequence& sequence) const;
   void step();
   void commit(Sequence& sequence, std::size_t first_output, std::int64_t n_rows);
+  void commit_rehydration(Sequence& sequence, std::int64_t n_rows);
   void commit_generation(Sequence& sequence, std::size_t first_output);
   void commit_score(Sequence& sequence, std::int64_t n_rows);
   void commit_hidden(Sequence& sequence, std::size_t first_output, std::int64_t n_rows);
@@ -111,6 +118,8 @@ class Engine {
   /// \throws what it throws; CancelledError when the engine is closed.
   template <class Errand>
   std::invoke_result_t<Errand> on_engine_thread(Errand errand);
+  template <class Start>
+  CompactionReport reported(Start start);
 
   const ResolvedOptions options_;
   mutable std::mutex mutex_;  // guards inbox_ and what follows it; outlives the loader of packs

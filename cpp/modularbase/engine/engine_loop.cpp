@@ -172,11 +172,23 @@ void Engine::commit(Sequence& sequence, std::size_t first_output, std::int64_t n
     case RequestKind::kGenerate:
       break;
   }
+  if (sequence.rehydration) return commit_rehydration(sequence, n_rows);
   if (n_rows == sequence.n_pending()) {
     commit_generation(sequence, first_output);
   } else {
     sequence.kv.set_valid(sequence.kv.n_tokens + n_rows);
   }
+}
+
+void Engine::commit_rehydration(Sequence& sequence, std::int64_t n_rows) {
+  Rehydration& run = *sequence.rehydration;
+  run.add_computed(n_rows);
+  if (run.n_left() > 0) return;
+  run.commit(sequence.kv);
+  sequence.ticket->update(
+      [&](RequestResult& result) { result.n_rehydrated += sequence.to_rehydrate.back().n_tokens; });
+  sequence.rehydration.reset();
+  sequence.to_rehydrate.pop_back();
 }
 
 void Engine::commit_generation(Sequence& sequence, std::size_t first_output) {

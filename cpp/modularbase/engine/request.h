@@ -57,6 +57,9 @@ struct RequestSpec {
   Activation activation = Activation::kPrompt;
   ConversationId conversation = 0;  // goes on from what that keeps, and is kept by it; 0: neither
   std::vector<Tier> tiers;          // of the first tokens of the prompt; others are important
+  // Where summarised spans of the conversation start that are computed again before what is new;
+  // others are left out, and those that memory is too short for.
+  std::vector<std::int32_t> rehydrate;
   // kGenerate
   SamplingParams sampling;
   std::int64_t max_tokens = -1;   // -1: until a stop token or the end of the context
@@ -102,6 +105,7 @@ struct RequestResult {
   std::int64_t n_prompt = 0;
   std::int64_t n_cached = 0;        // prompt tokens that were not computed again
   std::int64_t n_cached_lower = 0;  // prompt tokens that the layers up to the first site knew
+  std::int64_t n_rehydrated = 0;    // summarised tokens that were computed again
   std::int64_t n_drafted = 0;       // speculation: tokens proposed
   std::int64_t n_accepted = 0;      // and kept
   std::int64_t pack_choice = -1;    // the one it ran with; -1: not decided, or none was asked for

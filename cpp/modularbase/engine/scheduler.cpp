@@ -87,6 +87,7 @@ bool Scheduler::take_blocks(Sequence& sequence) {
     return false;
   }
   if (sequence.window) sequence.window->begin_at(sequence.kv.n_tokens);
+  sequence.to_rehydrate = rehydration_runs(sequence.kv.past, sequence.spec.rehydrate);
   if (!sequence.started) {
     sequence.started = true;
     sequence.started_at = Clock::now();
@@ -159,8 +160,12 @@ void Scheduler::plan_generation(StepPlan& plan) {
     Sequence& sequence = *running_[i];
     if (n_decoding > 0 && sequence.spec.n_rows_beside > 0) plan_states(plan, sequence);
     if (sequence.spec.kind != RequestKind::kGenerate) continue;
-    std::int64_t n_rows = sequence.n_pending();
     sequence.draft.clear();
+    if (begin_rehydration(sequence)) {
+      n_prompt_rows -= plan_rehydration(plan, sequence, n_prompt_rows);
+      continue;
+    }
+    std::int64_t n_rows = sequence.n_pending();
     if (sequence.is_decoding()) {
       if (sequence.drafter) add_draft(*sequence.drafter, sequence);
       n_rows += std::ssize(sequence.draft);
@@ -178,6 +183,36 @@ void Scheduler::plan_generation(StepPlan& plan) {
     add_span(plan, sequence, n_rows);
     if (n_rows == sequence.n_pending()) add_outputs(plan, sequence);
   }
+}
+
+// Runs that there is no memory for stay summarised.
+bool Scheduler::begin_rehydration(Sequence& sequence) {
+  while (!sequence.rehydration && !sequence.to_rehydrate.empty()) {
+    auto run = std::make_unique<Rehydration>(cache_, sequence.kv, sequence.to_rehydrate.back());
+    if (run->reserve()) {
+      sequence.rehydration = std::move(run);
+    } else {
+      sequence.to_rehydrate.pop_back();
+    }
+  }
+  return sequence.rehydration != nullptr;
+}
+
+// Returns how many rows it plans.
+std::int64_t Scheduler::plan_rehydration(StepPlan& plan, Sequence& sequence, std::int64_t n_most) {
+  const Rehydration& run = *sequence.rehydration;
+  const std::int64_t n_rows = std::min(run.n_left(), n_most);
+  if (n_rows == 0) return 0;
+  StepSpan span = next_rows(sequence, 0);
+  span.sequence = &run.view();
+  span.pos0 = run.view().n_tokens;
+  span.tokens = std::span<const TokenId>(sequence.tokens)
+                    .subspan(static_cast<std::size_t>(span.pos0), static_cast<std::size_t>(n_rows));
+  span.window = nullptr;
+  plan.spans.push_back(span);
+  plan.n_rows += n_rows;
+  planned_.push_back(&sequence);
+  return n_rows;
 }
 
 // A draft is a guess: it takes no blocks from others, least of all from its own sequence.
@@ -277,6 +312,7 @@ std::unique_ptr<Sequence> Scheduler::discard(Sequence& sequence) {
 
 std::unique_ptr<Sequence> Scheduler::take_out(Sequence& sequence) {
   may_admit_ = true;
+  sequence.rehydration.reset();
   const auto at = std::find_if(running_.begin(), running_.end(),
                                [&](const auto& running) { return running.get() == &sequence; });
   auto removed = std::move(*at);

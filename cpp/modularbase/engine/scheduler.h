@@ -66,6 +66,8 @@ class Scheduler {
   bool take_blocks(Sequence& sequence);
   void plan_generation(StepPlan& plan);
   bool plan_prompt_only(StepPlan& plan);
+  bool begin_rehydration(Sequence& sequence);
+  std::int64_t plan_rehydration(StepPlan& plan, Sequence& sequence, std::int64_t n_most);
   bool reserve(Sequence& sequence, std::int64_t n_tokens);
   void preempt(Sequence& sequence);
   void add_draft(NgramDraft& drafter, Sequence& sequence);

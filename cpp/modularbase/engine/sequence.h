@@ -1,12 +1,13 @@
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "modularbase/adapters/pack_batch.h"
 #include "modularbase/engine/request.h"
 #include "modularbase/engine/sequence_window.h"
-#include "modularbase/kv/kv_cache.h"
+#include "modularbase/kv/rehydration.h"
 #include "modularbase/packs/residency.h"
 #include "modularbase/sampling/ngram_draft.h"
 #include "modularbase/sampling/sampler.h"
@@ -33,9 +34,11 @@ struct Sequence {
   std::vector<TokenId> draft;  // rows of this step behind the last token, not yet accepted
   KvSequence kv;
   KvContext kv_context;
-  SequenceWindow* window = nullptr;  // its conversation's
-  bool has_packs = false;            // what follows is decided
-  std::size_t pack_choice = 0;       // of spec.pack_choices: tried next, or taken
+  SequenceWindow* window = nullptr;          // its conversation's
+  std::vector<SlotSpan> to_rehydrate;        // runs of summarised spans, the last one first
+  std::unique_ptr<Rehydration> rehydration;  // of the first of them, once begun
+  bool has_packs = false;                    // what follows is decided
+  std::size_t pack_choice = 0;               // of spec.pack_choices: tried next, or taken
   PackWait pack_wait;
   bool waits_for_room = false;
   std::exception_ptr error;          // why its last choice of packs, or memory, could not be had
@@ -59,9 +62,12 @@ struct Sequence {
   /// Output rows of a step that runs so many rows of it.
   std::size_t n_outputs(std::int64_t n_rows) const {
     if (spec.kind != RequestKind::kGenerate) return static_cast<std::size_t>(n_rows);
+    if (rehydration) return 0;
     return n_rows == n_pending() ? draft.size() + 1 : 0;
   }
-  bool is_decoding() const { return spec.kind == RequestKind::kGenerate && n_pending() == 1; }
+  bool is_decoding() const {
+    return spec.kind == RequestKind::kGenerate && n_pending() == 1 && to_rehydrate.empty();
+  }
 };
 
 }  // namespace modularbase

@@ -4,6 +4,7 @@
 
 #include "modularbase/kernels/attention.h"
 #include "modularbase/kernels/attention_types.h"
+#include "modularbase/kernels/rope.h"
 
 namespace modularbase::kernels {
 namespace {
@@ -14,19 +15,6 @@ void normalise(float* x, const float* weight, std::int64_t n, float eps) {
   for (std::int64_t i = 0; i < n; ++i) squares += static_cast<double>(x[i]) * x[i];
   const float scale = 1.0f / std::sqrt(static_cast<float>(squares / static_cast<double>(n)) + eps);
   for (std::int64_t i = 0; i < n; ++i) x[i] = x[i] * scale * weight[i];
-}
-
-void rotate(float* x, const float* cos, const float* sin, std::int64_t rope_dim, RopeStyle style) {
-  const std::int64_t half = rope_dim / 2;
-  const std::int64_t step = style == RopeStyle::kNormal ? 2 : 1;
-  const std::int64_t partner = style == RopeStyle::kNormal ? 1 : half;
-  for (std::int64_t i = 0; i < half; ++i) {
-    float* a = x + i * step;
-    const float first = a[0];
-    const float second = a[partner];
-    a[0] = first * cos[i] - second * sin[i];
-    a[partner] = first * sin[i] + second * cos[i];
-  }
 }
 
 void rope_store_row(const RopeStoreArgs& args, const AttentionSpan& span, int row_in_span) {
@@ -41,7 +29,7 @@ void rope_store_row(const RopeStoreArgs& args, const AttentionSpan& span, int ro
   const float* v = k + kv.n_head_kv * head_dim;
   for (std::int64_t head = 0; head < args.n_head; ++head) {
     if (args.q_norm) normalise(q + head * head_dim, args.q_norm, head_dim, args.norm_eps);
-    rotate(q + head * head_dim, cos, sin, args.rope_dim, args.style);
+    rope_rotate(q + head * head_dim, cos, sin, args.rope_dim, args.style);
   }
   if (const std::int64_t wanted = window_row(span, args.layer, row_in_span); wanted >= 0) {
     const std::int64_t n = args.n_head * head_dim;
@@ -53,7 +41,7 @@ void rope_store_row(const RopeStoreArgs& args, const AttentionSpan& span, int ro
   for (std::int64_t head = 0; head < kv.n_head_kv; ++head) {
     float* key = k + head * head_dim;
     if (args.k_norm) normalise(key, args.k_norm, head_dim, args.norm_eps);
-    rotate(key, cos, sin, args.rope_dim, args.style);
+    rope_rotate(key, cos, sin, args.rope_dim, args.style);
     write_row(tier.k_format, key, head_dim, token, key_tile(kv, tier, block, head));
     write_row(tier.v_format, v + head * head_dim, head_dim, token,
               value_tile(kv, tier, block, head));

@@ -17,11 +17,12 @@ PastPlan with_details(PastPlan plan, const KvCache& cache) {
 }  // namespace
 
 Compaction::Compaction(KvCache& cache, const KvSequence& sequence, PastPlan plan,
-                       FitQueries queries, std::int64_t n_head)
+                       FitQueries queries, std::int64_t n_head, KeyShift* shift)
     : cache_(cache),
       sequence_(sequence),
       plan_(with_details(std::move(plan), cache)),
       queries_(std::move(queries)),
+      shift_(shift),
       located_(locate(sequence, plan_)),
       fitter_(plan_, located_, queries_, n_head) {
   const auto add = [&](const KvGroup& group, bool is_upper) {
@@ -133,6 +134,10 @@ void Compaction::load(const PastSource& source, const LayerView& layer, std::int
     if (place.memory == kernels::kRedundantTier) log_weights_[at] = reader.log_weight(place, head);
   }
   std::copy_n(key, head_dim, keys_.data() + at * head_dim);
+  if (!plan_.moves.empty()) {
+    const std::int32_t to = plan_.moves[static_cast<std::size_t>(source.position)];
+    shift_->apply(keys_.data() + at * head_dim, to - source.position);
+  }
   std::copy_n(value, head_dim, values_.data() + at * head_dim);
 }
 
@@ -143,12 +148,14 @@ void Compaction::commit(KvSequence& sequence) {
   for (auto p = past.n_positions; p < plan_.n_positions; p += kBlockTokens) {
     cache_.forget_block(sequence, p / kBlockTokens);
   }
-  past.n_positions = plan_.n_positions;
+  past.n_positions = plan_.n_positions_left();
   past.tiers = std::move(past_.tiers);
   past.spans = std::move(past_.spans);
   past.blocks = std::move(past_.kept);
   for (NewPastBlock& made : past_.blocks) past.blocks.push_back(std::move(made.block));
   n_allocated_ = 0;
+  // Whole blocks: there is nothing to be copied, so this cannot fail.
+  if (!plan_.moves.empty()) cache_.truncate(sequence, past.n_positions);
 }
 
 }  // namespace modularbase

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "modularbase/kv/key_shift.h"
 #include "modularbase/kv/span_fitter.h"
 
 namespace modularbase {
@@ -18,8 +19,9 @@ struct RefusedSpan {
 /// added. Engine thread only.
 class Compaction {
  public:
+  /// shift: for a plan that moves tokens; outlives it.
   Compaction(KvCache& cache, const KvSequence& sequence, PastPlan plan, FitQueries queries,
-             std::int64_t n_head);
+             std::int64_t n_head, KeyShift* shift = nullptr);
   /// Gives back what was not committed.
   ~Compaction();
   Compaction(const Compaction&) = delete;
@@ -49,6 +51,7 @@ class Compaction {
   const KvSequence& sequence_;
   const PastPlan plan_;
   const FitQueries queries_;
+  KeyShift* const shift_;
   const LocatedPast located_;
   SpanFitter fitter_;
   std::vector<LayerView> layers_;

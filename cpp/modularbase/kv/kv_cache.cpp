@@ -157,6 +157,16 @@ void KvCache::publish_whole_blocks(const KvSequence& sequence, std::span<const T
   publish(whole, tokens, context);
 }
 
+KvSequence KvCache::fork(const KvSequence& sequence) {
+  for (std::size_t i = 0; i < sequence.lower.size(); ++i) {
+    if (sequence.lower[i] == kNoBlock) continue;
+    lower_.retain(kernels::kExactTier, sequence.lower[i]);
+    if (upper_) upper_->retain(kernels::kExactTier, sequence.upper[i]);
+  }
+  for (const PastBlock& block : sequence.past.blocks) retain(block);
+  return sequence;
+}
+
 void KvCache::release(KvSequence& sequence) {
   lower_.trim(sequence.lower, 0);
   if (upper_) upper_->trim(sequence.upper, 0);

@@ -94,6 +94,9 @@ class KvCache {
                const KvContext& context);
   void publish_whole_blocks(const KvSequence& sequence, std::span<const TokenId> tokens,
                             const KvContext& context);
+  /// The same keys and values once more: all blocks are shared. What is written next goes into a
+  /// block of its own after truncate().
+  KvSequence fork(const KvSequence& sequence);
   void release(KvSequence& sequence);
   /// Only the first n positions stay valid, at least all that were compacted, and later ones can be
   /// written: a block that others hold, too, is copied. False where memory is short.

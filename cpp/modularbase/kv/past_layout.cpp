@@ -71,12 +71,18 @@ class Arrangement {
     add_blocks(details_, Tier::kRedundant, kernels::kDetailTier);
     std::ranges::sort(result_.spans, {}, &SlotSpan::start);
     result_.tiers = std::move(tiers_);
+    if (moves()) renumber();
     return std::move(result_);
   }
 
  private:
   bool is_in_table(std::size_t p) const {
     return static_cast<std::int64_t>(p) >= sequence_.past.n_positions;
+  }
+
+  bool moves() const { return !plan_.moves.empty(); }
+  bool is_forgotten(std::int32_t p) const {
+    return moves() && plan_.moves[static_cast<std::size_t>(p)] < 0;
   }
 
   void settle(std::size_t i, std::int32_t n_slots) {
@@ -97,7 +103,10 @@ class Arrangement {
 
   void take_from_table() {
     for (auto p = static_cast<std::size_t>(sequence_.past.n_positions); p < tiers_.size(); ++p) {
-      if (tiers_[p] != Tier::kRedundant) list(tiers_[p]).push_back(located_.places[p]);
+      const bool is_token = tiers_[p] != Tier::kRedundant;
+      if (is_token && !is_forgotten(static_cast<std::int32_t>(p))) {
+        list(tiers_[p]).push_back(located_.places[p]);
+      }
     }
     std::ranges::copy(sequence_.past.spans, std::back_inserter(result_.spans));
   }
@@ -109,18 +118,18 @@ class Arrangement {
     const PastBlock& block = sequence_.past.blocks[b];
     if (!holds_tokens(block)) return;
     for (std::size_t i = 0; i < block.positions.size(); ++i) {
-      if (!(block.visible & bit(i))) continue;
+      if (!(block.visible & bit(i)) || is_forgotten(block.positions[i])) continue;
       const Tier tier = tiers_[static_cast<std::size_t>(block.positions[i])];
       if (tier != block.tier && tier != Tier::kRedundant) list(tier).push_back(source_in(block, i));
     }
   }
 
   std::uint64_t staying(const PastBlock& block) const {
-    if (!holds_tokens(block)) return block.visible;
     std::uint64_t bits = 0;
     for (std::size_t i = 0; i < block.positions.size(); ++i) {
-      const bool stays = tiers_[static_cast<std::size_t>(block.positions[i])] == block.tier;
-      if (stays) bits |= block.visible & bit(i);
+      const std::int32_t p = block.positions[i];
+      const bool stays = !holds_tokens(block) || tiers_[static_cast<std::size_t>(p)] == block.tier;
+      if (stays && !is_forgotten(p)) bits |= block.visible & bit(i);
     }
     return bits;
   }
@@ -132,7 +141,7 @@ class Arrangement {
     auto& sources = block.memory == kernels::kRedundantTier ? slots_
                     : block.memory == kernels::kDetailTier  ? details_
                                                             : list(block.tier);
-    if (sources.empty() || !is_open(kept)) {
+    if (!moves() && (sources.empty() || !is_open(kept))) {
       result_.kept.push_back(std::move(kept));
       return;
     }
@@ -166,6 +175,21 @@ class Arrangement {
     add_blocks(left, Tier::kImportant, kernels::kExactTier);
   }
 
+  // From the old positions to the new ones.
+  void renumber() {
+    const auto moved = [&](std::int32_t p) { return plan_.moves[static_cast<std::size_t>(p)]; };
+    for (NewPastBlock& made : result_.blocks) {
+      std::ranges::transform(made.block.positions, made.block.positions.begin(), moved);
+    }
+    std::erase_if(result_.spans, [&](const SlotSpan& span) { return moved(span.start) < 0; });
+    for (SlotSpan& span : result_.spans) span.start = moved(span.start);
+    std::vector<Tier> left;
+    for (std::size_t p = 0; p < result_.tiers.size(); ++p) {
+      if (plan_.moves[p] >= 0) left.push_back(result_.tiers[p]);
+    }
+    result_.tiers = std::move(left);
+  }
+
   const KvSequence& sequence_;
   const LocatedPast& located_;
   const PastPlan& plan_;
@@ -178,6 +202,11 @@ class Arrangement {
 };
 
 }  // namespace
+
+std::int64_t PastPlan::n_positions_left() const {
+  if (moves.empty()) return n_positions;
+  return std::ranges::count_if(moves, [](std::int32_t to) { return to >= 0; });
+}
 
 LocatedPast locate(const KvSequence& sequence, const PastPlan& plan) {
   const KvPast& past = sequence.past;

@@ -17,13 +17,18 @@ struct PastPlan {
   std::vector<SlotSpan> spans;  // of the redundant tokens, in order; without one they are important
   float max_error = 0.0f;       // of a fit's output: beyond it, a span stays important
   bool has_details = false;     // some layers keep the tokens that slots stand for
+  // Where each position goes, in order; -1: it is forgotten. Empty: all stay where they are.
+  std::vector<std::int32_t> moves = {};
+
+  /// After the moves.
+  std::int64_t n_positions_left() const;
 };
 
 /// A token or slot on its way into a new block.
 struct PastSource {
   TokenPlace lower;
   TokenPlace upper;
-  std::int32_t position = 0;  // of a slot: where its span starts
+  std::int32_t position = 0;  // before any move; of a slot: where its span starts
   std::int32_t span = -1;  // of a new slot: which of the plan's, and places[].index is its number
 };
 

@@ -61,6 +61,18 @@ class Tokenizer:
         """
         return self._enclose(self._encode(text, self._all_special))
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """As `encode`; also where in the text each token begins, as in `encode_chat_with_starts`.
+
+        Raises:
+            InvalidRequestError: As `encode`.
+        """
+        ids, starts = self.encode_continuation_with_starts(text)
+        if self._vocab.add_bos and self.bos_id is not None:
+            starts = [0, *starts]
+        ids = self._enclose(ids)
+        return ids, starts + [len(text)] * (len(ids) - len(starts))
+
     def encode_chat(self, text: str) -> list[int]:
         """Encodes a rendered chat: as `encode`, but a BOS/EOS the template wrote is not doubled."""
         return self.encode_chat_with_starts(text)[0]

@@ -28,10 +28,10 @@ from modularbase.cli.context_view import dialogue_view, totals_view
 from modularbase.context.chat import Chat
 from modularbase.context.costs import TierCosts
 from modularbase.context.plan import ContextGrader
-from modularbase.engine import read_metadata
+from modularbase.context_types import ContextOptions, ContextReport
 from modularbase.errors import InvalidRequestError
+from modularbase.gguf_file import read_metadata
 from modularbase.storage.files import appearing
-from modularbase.types import ContextOptions, ContextReport
 
 context_app = typer.Typer(
     no_args_is_help=True, help="See how the context of a conversation is kept."

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import jinja2
 
-from modularbase.types import ContextReport, Tier, TierDecision
+from modularbase.context_types import ContextReport, Tier, TierDecision
 
 _MEANING = {
     Tier.KEY: "kept exactly",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from modularbase.types import ContextReport, Tier
+from modularbase.context_types import ContextReport, Tier
 
 _STYLES = {Tier.KEY: "bold green", Tier.IMPORTANT: "cyan", Tier.REDUNDANT: "dim"}
 

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from modularbase.cli.console import DEFAULT_BASE, Base, err, out
+from modularbase.cli.demo_context import context
 from modularbase.cli.demo_live import live
 from modularbase.engine import Engine
 from modularbase.packs.manifest import Manifest
@@ -20,6 +21,7 @@ from modularbase.packs.weights import PackGeometry
 from modularbase.types import EngineOptions, PackUse, Result
 
 demo_app = typer.Typer(no_args_is_help=True)
+demo_app.command()(context)
 demo_app.command()(live)
 
 _PROMPT = "The three most important things to know about the ocean are"

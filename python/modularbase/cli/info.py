@@ -13,7 +13,8 @@ import typer
 
 from modularbase.bases import install
 from modularbase.cli.console import DEFAULT_BASE, Json, print_facts, print_json
-from modularbase.engine import build_info, read_metadata
+from modularbase.engine import build_info
+from modularbase.gguf_file import read_metadata
 
 _PACKAGES = ("modularbase", "numpy", "tokenizers", "jinja2", "huggingface-hub")
 

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from modularbase.bases import catalogue, install
 from modularbase.cli.console import DEFAULT_BASE, Json, err, out, print_json
-from modularbase.engine import Engine, read_metadata
+from modularbase.engine import Engine
 from modularbase.errors import BaseNotFoundError, InvalidRequestError
+from modularbase.gguf_file import read_metadata
 from modularbase.pack_evaluation import NEUTRAL_TEXT, PackMeasure
 from modularbase.packs import build as building
 from modularbase.packs.build import BuildReport

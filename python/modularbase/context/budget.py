@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from modularbase.context.costs import TierCosts
 from modularbase.context.floors import Floor
 from modularbase.context.spans import Span
+from modularbase.context_types import ContextOptions, Tier
 from modularbase.errors import ContextBudgetError
-from modularbase.types import ContextOptions, Tier
 
 # Shares of the budget: demoting begins at the one and ends at the other, so that it is rare.
 START_SHARE = 0.9

@@ -6,14 +6,16 @@ import codecs
 import copy
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Protocol
 
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.message_ranges import MessageRange, Render, find_message_ranges
+from modularbase.context_types import Tier
 from modularbase.errors import InvalidRequestError
-from modularbase.types import Message, Tier
+from modularbase.types import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,18 @@ class Section:
     role: str
     is_control: bool
     tier: Tier | None
+
+
+class Sectioned(Protocol):
+    """What is graded: a chat, or a prompt alone."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens."""
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """The tokens by origin, in order and without gaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +161,42 @@ class Chat:
         self._append(text, token_ids, starts, [answer])
         self._awaits_answer = False
 
+    def forget(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Takes tokens out of what the model sees; the messages stay as they are.
+
+        Args:
+            ranges: (first position, how many), in order.
+
+        Raises:
+            InvalidRequestError: An answer is awaited.
+        """
+        if self._awaits_answer:
+            raise InvalidRequestError("ranges", "the answer first (add_generated)", "ranges")
+        sections, self._sections, self._token_ids = self._sections, [], []
+        for section in sections:
+            begin, end = 0, len(section.token_ids)
+            for start, n_tokens in ranges:
+                first = min(max(start - section.start, begin), end)
+                self._keep(section, begin, first)
+                begin = max(begin, min(start + n_tokens - section.start, end))
+            self._keep(section, begin, end)
+
+    def _keep(self, section: Section, begin: int, end: int) -> None:
+        """Adds the tokens [begin, end) of an old section."""
+        if begin >= end:
+            return
+        starts = section.token_starts
+        stop = starts[end] if end < len(starts) else len(section.text)
+        kept = replace(
+            section,
+            start=len(self._token_ids),
+            token_ids=section.token_ids[begin:end],
+            token_starts=tuple(at - starts[begin] for at in starts[begin:end]),
+            text=section.text[starts[begin] : stop],
+        )
+        self._sections.append(kept)
+        self._token_ids += kept.token_ids
+
     def _render(self, messages: Sequence[Message]) -> str:
         return self._template.render(messages, tools=self._tools, variables=self._variables)
 
@@ -154,10 +204,7 @@ class Chat:
         return self._template.render_history(messages, tools=self._tools, variables=self._variables)
 
     def _add(self, messages: Sequence[Message], render: Render) -> list[int]:
-        if not isinstance(messages, (list, tuple)) or not messages:
-            raise InvalidRequestError("messages", "a list of messages", repr(messages)[:80])
-        tiers = [_tier(len(self._messages) + i, message) for i, message in enumerate(messages)]
-        bare = [_without_tier(message) for message in messages]
+        bare, tiers = split_tiers(messages, len(self._messages))
         everything = [*self._messages, *bare]
         text = render(everything)
         ranges = find_message_ranges(text, everything, render, self._render_history)
@@ -235,6 +282,24 @@ class Chat:
             return len(self._messages) - 1, True
         is_control = at < ranges_ahead[0].begin or self._tokenizer.is_control(token_id)
         return ranges_ahead[0].message_index, is_control
+
+
+def split_tiers(
+    messages: Sequence[Message], n_before: int = 0
+) -> tuple[list[Message], list[Tier | None]]:
+    """The messages without their tiers, and these.
+
+    Args:
+        messages: As `Chat.add_messages` takes them.
+        n_before: Messages before them, for the errors.
+
+    Raises:
+        InvalidRequestError: There are none, or a tier is none.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise InvalidRequestError("messages", "a list of messages", repr(messages)[:80])
+    tiers = [_tier(n_before + i, message) for i, message in enumerate(messages)]
+    return [_without_tier(message) for message in messages], tiers
 
 
 def _tier(index: int, message: Message) -> Tier | None:

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from modularbase.context.signals import TOLD, WEAK, Signal, find_signals
 from modularbase.context.spans import Span
-from modularbase.types import Tier
+from modularbase.context_types import Tier
 
 Cause: TypeAlias = Literal[
     "system prompt", "template", "rules", "content", "tool results", "the caller's tiers"

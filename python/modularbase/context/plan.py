@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from modularbase.context.budget import Account, GradedSpan, fit_budget
-from modularbase.context.chat import Chat
+from modularbase.context.chat import Chat, Sectioned
 from modularbase.context.costs import TierCosts
 from modularbase.context.floors import Floor, find_floors
+from modularbase.context.forgetting import TokenRanges, position_after
 from modularbase.context.hysteresis import Hysteresis
 from modularbase.context.scores import USER_BONUS, Scores, SpanSignals, score_spans
 from modularbase.context.spans import Span, cut_spans
+from modularbase.context_types import ContextOptions, ContextReport, Tier, TierDecision
 from modularbase.errors import InvalidRequestError
-from modularbase.types import ContextOptions, ContextReport, Tier, TierDecision
 
 TIER_CODES = {tier: code for code, tier in enumerate(Tier)}
 
@@ -74,7 +75,7 @@ class ContextGrader:
 
     def plan(
         self,
-        chat: Chat,
+        chat: Sectioned,
         signals: SpanSignals | None,
         costs: TierCosts,
         options: ContextOptions,
@@ -82,7 +83,7 @@ class ContextGrader:
         """Decides the tier of every token; `accept` what was carried out.
 
         Args:
-            chat: The conversation.
+            chat: The conversation, or a prompt alone.
             signals: What the model shows of its spans (`cut_spans`), or None.
             costs: What tokens take.
             options: Budget, window and thresholds.
@@ -148,12 +149,15 @@ class ContextGrader:
     def spans_to_rehydrate(
         self, chat: Chat, similarity: Scores, options: ContextOptions
     ) -> list[Span]:
-        """The summarised spans that the newest message resembles, the most similar first.
+        """The summarised spans that the newest message resembles, as many as are to be read again.
 
         Args:
             chat: The conversation.
             similarity: Cosine of each span (`cut_spans`) to the newest message; NaN is unknown.
-            options: The threshold.
+            options: How similar they must be, and how many tokens they may have together.
+
+        Returns:
+            The most similar first.
 
         Raises:
             InvalidRequestError: There are not as many similarities as spans.
@@ -165,16 +169,40 @@ class ContextGrader:
         found = [
             (float(value), span)
             for value, span in zip(similarity, spans, strict=True)
-            if span.start in self._summarised
-            and span.tier is not Tier.REDUNDANT  # the caller's word stands
-            and value > options.rehydrate_above
+            if span.start in self._summarised and value > options.rehydrate_above
         ]
-        return [span for _, span in sorted(found, key=lambda pair: (-pair[0], pair[1].start))]
+        chosen: list[Span] = []
+        n_left = options.rehydrate_tokens
+        for _, span in sorted(found, key=lambda pair: (-pair[0], pair[1].start)):
+            if span.n_tokens <= n_left:
+                chosen.append(span)
+                n_left -= span.n_tokens
+        return chosen
 
-    def rehydrated(self, spans: Collection[Span]) -> None:
-        """Takes note that the tokens of summarised spans were read again: they are important."""
-        for span in spans:
-            self._summarised.pop(span.start, None)
+    def still_summarised(self, starts: Collection[int]) -> None:
+        """Takes note of what is left of the summaries: other spans were read again.
+
+        Args:
+            starts: First positions of the spans that slots stand for.
+        """
+        self._summarised = {
+            start: reason for start, reason in self._summarised.items() if start in starts
+        }
+
+    @property
+    def summarised(self) -> frozenset[int]:
+        """First positions of the spans that are kept as a summary."""
+        return frozenset(self._summarised)
+
+    def forget(self, ranges: TokenRanges) -> None:
+        """Takes note that tokens were taken out of the conversation; scores begin anew."""
+        moved = {start: position_after(start, ranges) for start in self._summarised}
+        self._summarised = {
+            to: self._summarised[start] for start, to in moved.items() if to is not None
+        }
+        refused = (position_after(start, ranges) for start in self._refused)
+        self._refused = {start for start in refused if start is not None}
+        self._hysteresis = Hysteresis()
 
     def _graded(self, span: Span, floor: Floor | None) -> GradedSpan:
         tier = floor.tier if floor else Tier.IMPORTANT
@@ -203,6 +231,7 @@ def _check(options: ContextOptions) -> None:
         ("budget_bytes", 0),
         ("window_tokens", 0),
         ("slots_ratio", 1),
+        ("rehydrate_tokens", 0),
         ("demote_after_checks", 1),
     ):
         value = getattr(options, name)

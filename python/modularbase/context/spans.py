@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from modularbase.context.chat import Section
 from modularbase.context.text_units import TextUnit, split_units
-from modularbase.types import Tier
+from modularbase.context_types import Tier
 
 SpanKind: TypeAlias = Literal["control", "prose", "code", "list item"]
 Piece: TypeAlias = tuple[int, int, SpanKind]  # the tokens [begin, end) of a section

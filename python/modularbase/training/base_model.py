@@ -23,8 +23,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from modularbase.engine import read_metadata
 from modularbase.errors import BaseLoadError
+from modularbase.gguf_file import read_metadata
 from modularbase.training import attention
 from modularbase.types import FloatArray
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modularbase.engine import Engine, read_metadata
+from modularbase.engine import Engine
 from modularbase.errors import InvalidRequestError
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.router_file import LinearHead, Pooling
 from modularbase.routing.router import normalised, softmax
 from modularbase.training.base_model import load_base

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from modularbase.bases.tokenizer import Tokenizer
-from modularbase.engine import read_metadata
 from modularbase.errors import ModularBaseError
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.manifest import Quantisation
 from modularbase.packs.scaffold import default_sites
 from modularbase.packs.weights import PackGeometry

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from modularbase.bases.identity import BaseIdentity
-from modularbase.engine import read_metadata
 from modularbase.errors import InvalidRequestError, PackFormatError
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.pack_file import read_pack
 from modularbase.packs.project import (
     CONFIG_FILE,

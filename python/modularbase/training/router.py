@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from modularbase.engine import Engine, read_metadata
+from modularbase.engine import Engine
 from modularbase.errors import InvalidRequestError
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.router_file import LinearHead, Pooling
 from modularbase.routing.router import normalised
 from modularbase.training.calibration import calibration_error, fit_temperature

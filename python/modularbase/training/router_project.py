@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modularbase.bases.identity import BaseIdentity
-from modularbase.engine import read_metadata
 from modularbase.errors import InvalidRequestError
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.manifest import Manifest, Training
 from modularbase.packs.project import MANIFEST_FILE, ROUTER_FILE, read_manifest
 from modularbase.packs.router_file import (

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from modularbase.bases.identity import BaseIdentity
-from modularbase.engine import read_metadata
 from modularbase.errors import InvalidRequestError, PackIncompatibleError
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.derive import ParentPack, derive_project, next_manifest
 from modularbase.packs.pack_file import PackFacts
 from modularbase.packs.project import PARENT_FILE

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from modularbase.bases.identity import BaseIdentity
 from modularbase.bases.special_tokens import TokenType
 from modularbase.bases.tokenizer import Tokenizer
-from modularbase.engine import Engine, read_matrix, read_metadata
+from modularbase.engine import Engine
 from modularbase.errors import BaseLoadError, TeacherError
+from modularbase.gguf_file import read_matrix, read_metadata
 from modularbase.storage.disk import disk_errors
 from modularbase.storage.files import appearing
 from modularbase.types import FloatArray

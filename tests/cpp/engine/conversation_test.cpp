@@ -178,3 +178,29 @@ TEST_CASE("an engine that closes cancels the plans that wait") {
   } catch (const CancelledError&) {
   }
 }
+
+TEST_CASE("forks share what they keep, and go on each by itself") {
+  TinyEngine tiny(tiered());
+  const ConversationId id = tiny.engine.open_conversation();
+  Ids prompt = random_ids(2, kPromptTokens);
+  finished(tiny.engine.submit(turn(id, prompt)));
+  CHECK(tiny.engine.compact(id, plan_for(prompt.size())).refused.empty());
+  const std::int64_t n_free = tiny.engine.stats().n_free_blocks;
+  const ConversationId twin = tiny.engine.fork_conversation(id);
+  CHECK(tiny.engine.stats().n_free_blocks == n_free);
+  const auto next = [&](ConversationId which, TokenId token) {
+    Ids longer = prompt;
+    longer.push_back(token);
+    return finished(tiny.engine.submit(turn(which, longer)));
+  };
+  const RequestResult first = next(id, 5);
+  const RequestResult other = next(twin, 9);
+  const RequestResult same = next(twin, 5);
+  CHECK(first.n_cached == std::ssize(prompt));
+  CHECK(other.n_cached == std::ssize(prompt));
+  CHECK(ids_of(same) == ids_of(first));
+  CHECK(tiny.engine.context_state(twin).spans.size() == 1);
+  tiny.engine.close_conversation(id);
+  CHECK(ids_of(next(twin, 9)) == ids_of(other));
+  CHECK_THROWS_AS(tiny.engine.fork_conversation(id), InvalidRequestError);
+}

@@ -54,7 +54,7 @@ class ContextEngine {
         cache_(split_groups({4, 2, 32, GGML_TYPE_F16}, options.split, 64), {}, options.n_blocks,
                backend_, true),
         runner_(*model_, backend_, cache_, resolve(options)),
-        tiers_(cache_, {}, 4),
+        tiers_(cache_, {}, 4, KeyShift({}, kernels::RopeStyle::kNormal)),
         scheduler_(cache_, tiers_, PackAdmission(nullptr, static_cast<int>(options.split)),
                    {options.n_batch, 8}) {}
 

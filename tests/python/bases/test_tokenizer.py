@@ -63,6 +63,9 @@ def test_starts_know_what_the_tokenizer_adds(byte_level_metadata: dict[str, obje
     given = "<|im_start|>hello<|im_end|>"
     assert tokenizer.encode_chat_with_starts(given) == ([1, *hello, 2], [0, 12, 17])
     assert tokenizer.encode_chat_with_starts("") == ([1, 2], [0, 0])
+    assert tokenizer.encode_with_starts("hello") == ([1, *hello, 2], [0, 0, 5])
+    assert tokenizer.encode_with_starts(given) == ([1, 1, *hello, 2, 2], [0, 0, 12, 17, 27])
+    assert tokenizer.encode_with_starts(given)[0] == tokenizer.encode(given)
     assert tokenizer.encode_continuation_with_starts("hello") == (hello, [0])
 
 

@@ -15,11 +15,12 @@ import torch
 
 from benchmarks.context.__main__ import main
 from benchmarks.context.cache_methods import Exact, SnapKV, Window
-from benchmarks.context.dialogues import SMALL_TALK_SHARE, make_dialogue
+from benchmarks.context.dialogues import N_ASIDES, make_dialogue
+from benchmarks.context.engine_systems import redundant_spans
 from benchmarks.context.metrics import differences, estimate, fidelity, mean_nll
 from benchmarks.context.needles import DEPTHS, KINDS, make_haystack
 from benchmarks.context.rounding import q4_0, q8_0, rotate
-from benchmarks.context.rules import EndsWith, Fact, NeverSays, Rule, UpperCase
+from benchmarks.context.rules import BeginsWith, EndsWith, Fact, LowerCase, NeverSays, Rule
 from benchmarks.context.torch_model import LayerCache, Prefilled, TorchModel
 from benchmarks.context.torch_systems import DroppedText, MethodSystem
 from tests.conftest import TinyModelFactory
@@ -36,7 +37,7 @@ IDS = [int(i) for i in np.random.default_rng(5).integers(0, 300, 40)]
 @pytest.fixture(scope="module")
 def base(tiny_model: TinyModelFactory, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("context") / "tiny-chat.gguf"
-    changes = {"tokenizer.chat_template": CHAT_TEMPLATE}
+    changes = {"tokenizer.chat_template": CHAT_TEMPLATE, "qwen3.context_length": 2048}
     return copy_gguf(tiny_model("qwen3").path, path, changes=changes)
 
 
@@ -171,7 +172,8 @@ def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
     ("rule", "obeying", "breaking"),
     [
         (EndsWith("OVER"), ["Yes. OVER", "over.", "a OVER!\n"], ["", "OVER it is", "moreover"]),
-        (UpperCase(), ["YES.", "A 12"], ["", "Yes", "A b"]),
+        (BeginsWith("Well"), ["Well, yes.", "well then"], ["", "Wells", "Oh well"]),
+        (LowerCase(), ["yes.", "a 12"], ["", "Yes", "a B"]),
         (NeverSays("good", "fine"), ["fine", "goods"], ["", "Good!", "so-good"]),
     ],
 )
@@ -189,22 +191,26 @@ def test_facts() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_dialogues(seed: int) -> None:
-    dialogue = make_dialogue(seed)
-    assert dialogue == make_dialogue(seed) and dialogue != make_dialogue(seed + 1)
-    assert 1 <= len(dialogue.rules) <= 3 and len(dialogue.turns) == 30
+    prose = [f"Sentence {chr(97 + n)} of the prose goes on." for n in range(26)]
+    dialogue = make_dialogue(seed, prose)
+    assert dialogue == make_dialogue(seed, prose) and dialogue != make_dialogue(seed + 1, prose)
+    assert 1 <= len(dialogue.rules) <= 3 and len(dialogue.turns) == 29
     assert all(rule.instruction in dialogue.turns[0].user for rule in dialogue.rules)
-    replies = [turn.reply for turn in dialogue.turns] + [p.reply for p in dialogue.probes]
+    replies = [turn.reply for turn in (*dialogue.turns, *dialogue.following)]
     assert all(rule.is_obeyed(reply) for rule in dialogue.rules for reply in replies)
-    tiers = Counter(turn.tier for turn in dialogue.turns)
-    assert tiers["key"] == 1 and tiers["redundant"] >= SMALL_TALK_SHARE * 29
-    assert {probe.turn for probe in dialogue.probes} == {5, 10, 20, 30}
+    kinds = Counter(probe.kind for probe in dialogue.probes)
+    assert kinds == {None: 4, "parameter": 1, "code": 6, "aside": N_ASIDES}
+    said = [turn.user for turn in dialogue.turns]
     for probe in dialogue.probes:
-        if probe.fact and probe.fact_turn:
-            assert probe.fact_turn < probe.turn
-            assert probe.fact.statement in dialogue.turns[probe.fact_turn - 1].user
-            assert probe.fact.is_known(probe.reply)
-    statements = [turn.user for turn in dialogue.turns if turn.tier == "important"]
-    assert len(set(statements)) == len(statements) == 6
+        if probe.fact:
+            told = replies if probe.kind == "aside" else said
+            assert sum(probe.fact.statement.lower() in text.lower() for text in told) == 1
+
+
+def test_runs_of_redundant_tokens() -> None:
+    codes = bytes([0, 1, *[2] * 5, 0, *[2] * 4, 2])
+    assert redundant_spans(codes, 4) == [(2, 4), (6, 1), (8, 4), (12, 1)]
+    assert redundant_spans(bytes(3), 4) == redundant_spans(b"", 4) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -224,7 +230,7 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     options = ["--small", "--threads=1", f"--base={base}", f"--output={tmp_path}"]
     assert main(options) == 0
     found = json.loads((tmp_path / "context.json").read_text())
-    assert list(found) == ["fidelity", "engine", "needles", "dialogues"]
+    assert list(found) == ["fidelity", "engine", "needles", "dialogues", "compaction"]
     ours = {row["system"]: row for row in found["engine"]["values"]}
     assert 0 < ours["ours, Q8_0"]["fidelity"]["kl"]["value"] < 1e-3
     assert ours["ours, Q8_0"]["compression"] == pytest.approx(16 / 8.5)
@@ -234,7 +240,17 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     assert rows["SnapKV, 4x"]["compression"] == pytest.approx(4)
     kl = {name: row["fidelity"]["kl"]["value"] for name, row in rows.items()}
     assert 0 < kl["Q8_0"] < kl["Q4_0"] < kl["window + sinks, 4x"]
-    assert {row["system"] for row in found["dialogues"]["values"]} == {"F16", *rows}
+    held = {row["system"]: row for row in found["dialogues"]["values"]}
+    assert {*rows, "F16", "ours, F16", "ours, budget of a quarter"} <= set(held)
+    assert held["ours, F16"]["kl"] == 0 == held["F16"]["kl"]
+    assert held["ours, F16"]["n_bytes"] > held["ours, budget of a quarter"]["n_bytes"]
+    assert len(held["ours, F16"]["answers"]) == 2 and len(held["Q8_0"]["answers"]) == 1
+    tiers = {
+        row["tier"] for row in found["needles"]["values"] if row["system"].startswith("ours, told")
+    }
+    assert tiers == {"key", "important", "redundant"}
+    for turn in found["compaction"]["values"]:
+        assert 0 <= turn["compaction_us"] <= turn["behind_us"] < turn["turn_us"]
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == ["context_dialogues.png", "context_fidelity.png"]
     assert main([*options, "--part=needles", "--samples=2"]) == 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 from tests.tools.tiny_checkpoints import make_tiny_checkpoint
 
 if TYPE_CHECKING:

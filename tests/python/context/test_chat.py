@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.chat import Chat
+from modularbase.context_types import Tier
 from modularbase.errors import ChatTemplateError, InvalidRequestError
-from modularbase.types import Message, Tier
+from modularbase.types import Message
 from tests.python.context.conftest import CHATML, ChatOf
 from tests.tools.labelled_dialogues import make_dialogue
 

@@ -15,7 +15,8 @@ from modularbase.context.chat import Chat
 from modularbase.context.floors import Floor, find_floors
 from modularbase.context.signals import WEAK, find_signals
 from modularbase.context.spans import Span, cut_spans
-from modularbase.types import Message, Tier
+from modularbase.context_types import Tier
+from modularbase.types import Message
 from tests.python.context.conftest import CHATML, ChatOf
 from tests.tools.labelled_dialogues import Label, make_dialogue
 

@@ -19,8 +19,9 @@ from modularbase.context.floors import find_floors
 from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
 from modularbase.context.scores import SpanSignals
 from modularbase.context.spans import Span, cut_spans
+from modularbase.context_types import ContextOptions, Tier
 from modularbase.errors import BaseLoadError, ContextBudgetError, InvalidRequestError
-from modularbase.types import ContextOptions, Message, Tier
+from modularbase.types import Message
 from tests.python.context.conftest import CHATML, ChatOf
 from tests.tools.labelled_dialogues import make_dialogue
 
@@ -220,8 +221,12 @@ def test_rehydration(long_chat: Chat) -> None:
         similarity[i] = values.get(span.start, 0.9)
     found = grader.spans_to_rehydrate(long_chat, similarity, options)
     assert [span.start for span in found] == [starts[1], starts[0]]
-    grader.rehydrated(found)
+    one_only = replace(options, rehydrate_tokens=found[0].n_tokens)
+    assert grader.spans_to_rehydrate(long_chat, similarity, one_only) == found[:1]
+    grader.still_summarised(set(starts) - {span.start for span in found})
     assert grader.spans_to_rehydrate(long_chat, similarity, options) == []
+    again = grader.plan(long_chat, None, COSTS, AT_ONCE)
+    assert {s.start for s in again.slot_spans} == set(starts) - {span.start for span in found}
     with pytest.raises(InvalidRequestError, match="similarity"):
         grader.spans_to_rehydrate(long_chat, similarity[:-1], options)
 
@@ -247,11 +252,15 @@ def test_the_callers_tiers(chat_of: ChatOf) -> None:
     assert len(everything.slot_spans) == len(of_users) == len(everything.report.demoted)
     nothing = plan_of(chat, ContextOptions(window_tokens=10_000))
     assert nothing.slot_spans == () and 2 in nothing.tiers
-    grader = ContextGrader()
-    plan = grader.plan(chat, None, COSTS, ContextOptions(window_tokens=0))
-    grader.accept(plan)
-    n_spans = len(cut_spans(chat.sections))
-    assert grader.spans_to_rehydrate(chat, np.ones(n_spans), ContextOptions()) == []
+    # They come back while they are asked for, and go again.
+    grader, options = ContextGrader(), ContextOptions(window_tokens=0, rehydrate_tokens=1000)
+    grader.accept(grader.plan(chat, None, COSTS, options))
+    similarity = np.ones(len(cut_spans(chat.sections)))
+    found = grader.spans_to_rehydrate(chat, similarity, options)
+    assert len(found) == len(of_users)
+    grader.still_summarised(())
+    again = grader.plan(chat, None, COSTS, options)
+    assert {slots.start for slots in again.slot_spans} == {span.start for span in found}
 
 
 def test_a_budget_below_the_floors_says_what_needs_it(chat_of: ChatOf) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modularbase.engine import read_metadata
 from modularbase.errors import ChatTemplateError, InvalidRequestError
+from modularbase.gguf_file import read_metadata
 from modularbase.training.data import Mixture, TokenBlocks, pack_blocks, split_blocks
 from modularbase.training.encoding import Encoder
 from modularbase.training.texts import Document, read_documents

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from modularbase.engine import read_metadata
 from modularbase.errors import CancelledError, InvalidRequestError, TeacherError
+from modularbase.gguf_file import read_metadata
 from modularbase.training.base_model import load_base
 from modularbase.training.data import pack_blocks
 from modularbase.training.encoding import Encoder

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from modularbase import Engine
-from modularbase.engine import read_metadata
 from modularbase.errors import InvalidRequestError
+from modularbase.gguf_file import read_metadata
 from modularbase.pack_evaluation import PackMeasure
 from modularbase.packs.build import build
 from modularbase.packs.manifest import ExpertType, Origin, Training

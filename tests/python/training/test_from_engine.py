@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from modularbase import Engine
-from modularbase.engine import read_metadata
 from modularbase.errors import TrainingError
+from modularbase.gguf_file import read_metadata
 from modularbase.training import engine_process
 from modularbase.training.data import pack_blocks
 from modularbase.training.encoding import Encoder

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from modularbase.bases.tokenizer import Tokenizer
-from modularbase.engine import read_metadata
+from modularbase.gguf_file import read_metadata
 from modularbase.training.base_model import load_base
 from modularbase.training.lesson import error_table
 from modularbase.training.live_protocol import LiveOptions, LiveReport

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from modularbase.engine import read_metadata
 from modularbase.errors import (
     InstallError,
     InvalidRequestError,
     PackFormatError,
     PackIncompatibleError,
 )
+from modularbase.gguf_file import read_metadata
 from modularbase.packs.build import build
 from modularbase.packs.derive import ParentPack, open_parent
 from modularbase.packs.manifest import Origin

@@ -1,0 +1,146 @@
+"""Dialogues: what becomes of their next turns, of the first turn's rules, and of facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.context.chat_tokens import ChatWriter
+from benchmarks.context.dialogues import Dialogue, FactKind
+from benchmarks.context.held_dialogues import DialogueSystem, HeldDialogue
+from benchmarks.context.metrics import TokenDifferences, differences
+from benchmarks.harness import Report
+
+
+@dataclass(frozen=True)
+class Family:
+    """Systems that are compared with one of them.
+
+    Attributes:
+        systems: The exact one first.
+        n_dialogues: How many of the dialogues they hold.
+        n_probes: How many of the probes they answer.
+    """
+
+    systems: Sequence[DialogueSystem]
+    n_dialogues: int
+    n_probes: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a system said to a probe.
+
+    Attributes:
+        obeyed: Of each rule whether it obeys it.
+        kind: Of the fact that was asked for.
+        is_known: Whether that is in it; None: none was asked for.
+        text: The answer.
+    """
+
+    obeyed: Mapping[str, bool]
+    kind: FactKind | None
+    is_known: bool | None
+    text: str
+
+
+@dataclass(frozen=True)
+class DialogueOutcome:
+    """One system behind one dialogue.
+
+    Attributes:
+        system: Its name.
+        exact: The name of the system that it is compared with.
+        dialogue: Its number.
+        n_tokens: Of the dialogue.
+        n_bytes: Of its keys and values.
+        compression: Bytes of the exact system over its own.
+        differences: On the turns that follow, to the exact system.
+        answers: To the probes.
+    """
+
+    system: str
+    exact: str
+    dialogue: int
+    n_tokens: int
+    n_bytes: int
+    compression: float
+    differences: TokenDifferences
+    answers: Sequence[Answer]
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """All of it for programs, means instead of tokens."""
+        found = self.differences
+        means = {
+            "kl": float(found.kl.mean()),
+            "excess_nll": float(found.excess_nll.mean()),
+            "top1": float(found.agreement.mean()),
+        }
+        kept = {name: value for name, value in vars(self).items() if name != "differences"}
+        return {**kept, **means, "answers": [dict(vars(answer)) for answer in self.answers]}
+
+
+def measure_dialogues(
+    families: Sequence[Family],
+    dialogues: Sequence[Dialogue],
+    writer: ChatWriter,
+    max_tokens: int,
+    report: Report,
+) -> list[DialogueOutcome]:
+    """Lets each system hold each dialogue, read the turns that follow, and answer the probes.
+
+    Args:
+        families: Of systems.
+        dialogues: Scripts.
+        writer: Writes them in the base's form.
+        max_tokens: Of an answer.
+        report: Told of each.
+    """
+    found = list[DialogueOutcome]()
+    for number, dialogue in enumerate(dialogues):
+        for family in families:
+            if number < family.n_dialogues:
+                for outcome in _outcomes(family, number, dialogue, writer, max_tokens):
+                    found.append(outcome)
+                    kl = outcome.differences.kl.mean()
+                    report(f"dialogue {number}: {outcome.system}: {outcome.compression:.2f}x, {kl}")
+    return found
+
+
+def _outcomes(
+    family: Family, number: int, dialogue: Dialogue, writer: ChatWriter, max_tokens: int
+) -> Iterator[DialogueOutcome]:
+    written = writer.write(dialogue.turns)
+    following = written.following(dialogue.following)
+    reference, exact_bytes = None, 0
+    for system in family.systems:
+        held = system.hold_turns(written)
+        logits = held.logits(following)
+        if reference is None:
+            reference, exact_bytes = logits, held.n_bytes
+        yield DialogueOutcome(
+            system=system.name,
+            exact=family.systems[0].name,
+            dialogue=number,
+            n_tokens=len(written.ids),
+            n_bytes=held.n_bytes,
+            compression=exact_bytes / held.n_bytes,
+            differences=differences(reference, logits, following),
+            answers=list(_answers(held, dialogue, family.n_probes, writer, max_tokens)),
+        )
+        held.close()
+
+
+def _answers(
+    held: HeldDialogue, dialogue: Dialogue, n_probes: int, writer: ChatWriter, max_tokens: int
+) -> Iterator[Answer]:
+    for probe in dialogue.probes[:n_probes]:
+        text = writer.tokenizer.decode(held.answer(probe.question, max_tokens)).strip()
+        yield Answer(
+            obeyed={rule.name: rule.is_obeyed(text) for rule in dialogue.rules},
+            kind=probe.kind,
+            is_known=probe.fact.is_known(text) if probe.fact else None,
+            text=text,
+        )
