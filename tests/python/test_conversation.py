@@ -71,7 +71,8 @@ def test_what_a_caller_calls_redundant_becomes_slots(load: LoadEngine, attention
         assert any(d.tier is Tier.REDUNDANT for d in report.decisions)
 
 
-def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine) -> None:
+@pytest.mark.parametrize("attention", ["fused", "reference"])
+def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine, attention: str) -> None:
     wanted = "my aunt keeps bees behind her house and sells honey on fine mornings in the village"
     options = ContextOptions(
         budget_bytes=450_000,
@@ -80,7 +81,7 @@ def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine) -> No
         max_fit_error=1e9,
         rehydrate_above=0.5,
     )
-    with load("tiered").conversation(context=options) as talk:
+    with load("tiered", attention=attention).conversation(context=options) as talk:
         talk.chat(CHATTER, **GREEDY)
         talk.chat(wanted, **GREEDY)
         for word in ("garden", "weather", "window", "kitchen", "holiday"):
@@ -93,9 +94,13 @@ def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine) -> No
         assert report is not None and report.rehydrated_tokens == told.n_tokens
 
 
-@pytest.mark.parametrize("kv", ["f16", "tiered"])
-def test_a_conversation_outgrows_its_base(load: LoadEngine, tmp_path: Path, kv: KvKind) -> None:
-    engine = load(kv, n_ctx=1024)
+@pytest.mark.parametrize(
+    ("kv", "attention"), [("f16", "fused"), ("tiered", "fused"), ("tiered", "reference")]
+)
+def test_a_conversation_outgrows_its_base(
+    load: LoadEngine, tmp_path: Path, kv: KvKind, attention: str
+) -> None:
+    engine = load(kv, n_ctx=1024, attention=attention)
     rule = "You must always call me Ada."
     with engine.conversation() as talk:
         talk.chat(rule, **GREEDY)

@@ -102,6 +102,28 @@ TEST_CASE("attention that spans received, where the window knows it") {
   CHECK_THROWS_AS(tiny.engine.attention_received(id, spans, 99), InvalidRequestError);
 }
 
+TEST_CASE("queries of a prompt's earlier chunks count in every layer") {
+  const auto received = [](int n_batch) {
+    EngineOptions options = tiered();
+    options.n_batch = n_batch;
+    TinyEngine tiny(options);
+    const ConversationId id = tiny.engine.open_conversation();
+    // The last chunk of 64 has 10 rows of the window's 128.
+    finished(tiny.engine.submit(turn(id, random_ids(4, 330), 1)));
+    std::vector<float> shares;
+    for (const int layer : {0, 1}) {
+      const auto of_layer = tiny.engine.attention_received(id, {{0, 40, 0}, {40, 100, 0}}, layer);
+      shares.insert(shares.end(), of_layer.begin(), of_layer.end());
+    }
+    return shares;
+  };
+  const std::vector<float> whole = received(512);
+  const std::vector<float> chunked = received(64);
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    CHECK(chunked[i] == doctest::Approx(whole[i]).epsilon(0.01));  // queries are F16
+  }
+}
+
 TEST_CASE("plans that make no sense are refused") {
   TinyEngine tiny(tiered());
   const ConversationId id = tiny.engine.open_conversation();
