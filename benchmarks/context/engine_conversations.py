@@ -40,7 +40,6 @@ class TalkKeeping:
 TALK_KEEPINGS: Mapping[tuple[KvKind, tuple[int, ...] | None], Sequence[TalkKeeping]] = {
     ("f16", None): [TalkKeeping("ours, F16")],
     ("tiered", None): [
-        TalkKeeping("ours, nothing summarised", ContextOptions()),
         TalkKeeping("ours, budget of a quarter", ContextOptions(), 4),
         TalkKeeping("ours, budget of a fifth", ContextOptions(), 5),
     ],
