@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from benchmarks.context.systems import TierName
 from modularbase import Engine, EngineOptions, _core
-from modularbase.context.chat import Chat
 from modularbase.context.similarity import similarity_to_newest
 from modularbase.context.spans import Span
 from modularbase.errors import BaseLoadError
@@ -96,13 +95,6 @@ class EngineSystem:
         return bytes(codes), spans
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """What similarities look at of a chat."""
-
-    token_ids: tuple[int, ...]
-
-
 @dataclass
 class EngineContext:
     """A conversation behind which the engine goes on; see HeldContext."""
@@ -132,16 +124,18 @@ class EngineContext:
         if above is None:
             return []
         kept = self.system.engine._core.context_state(self.number).spans
-        places = [(start, n_tokens, 0) for start, n_tokens, _ in kept]
-        places.append((len(self.ids), len(ids), 1))
+        places = [(start, self.ids[start : start + n], 0) for start, n, _ in kept]
+        places.append((len(self.ids), tuple(ids), 1))
         spans = [
-            Span(start, n_tokens, message, "user", "prose", "", None)
-            for start, n_tokens, message in places
+            Span(start, len(part), message, "user", "prose", self._text(part), None)
+            for start, part, message in places
         ]
-        chat = cast(Chat, _Tokens((*self.ids, *ids)))
-        found = zip(similarity_to_newest(chat, spans)[:-1], spans, strict=False)
+        found = zip(similarity_to_newest(spans)[:-1], spans, strict=False)
         best = sorted(((-value, span.start) for value, span in found if value > above))
         return [start for _, start in best[:MOST_REHYDRATED]]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.system.engine.tokenizer.decode_continuation(ids)
 
     def _spec(self, ids: Sequence[int]) -> Any:
         spec = _core.RequestSpec()
