@@ -64,6 +64,7 @@ void bind_info(py::module_& module) {
       .def_readonly("mapped_bytes", &EngineInfo::mapped_bytes)
       .def_readonly("screen_bytes", &EngineInfo::screen_bytes)
       .def_readonly("kv_bytes", &EngineInfo::kv_bytes)
+      .def_readonly("kv_in_rows", &EngineInfo::kv_in_rows)
       .def_readonly("n_kv_blocks", &EngineInfo::n_kv_blocks)
       .def_readonly("n_kv_tokens", &EngineInfo::n_kv_tokens)
       .def_readonly("first_site", &EngineInfo::first_site)

@@ -33,6 +33,7 @@ class Layout(BaseModel):
     head_dim: int
     first_site: int
     detail_layers: list[int]
+    in_rows: bool
 
 
 class Kept(BaseModel):

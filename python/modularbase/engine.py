@@ -332,6 +332,7 @@ class Engine(ResidentBase):
                 head_dim=info["head_dim"],
                 first_site=info["first_site"],
                 detail_layers=self._raw_options.kv_detail_layers,
+                in_rows=info["kv_in_rows"],
             ),
             min(info["n_ctx"], info["n_kv_tokens"]),
         )

@@ -235,7 +235,9 @@ std::vector<float> ContextTiers::attention_received(ConversationId id,
   const bool is_upper = upper && upper->memory().geometry().holds(layer);
   const KvGroup& group = is_upper ? *upper : cache_.lower();
   SpanFitter fitter(everything, located, queries, n_head_);
+  cache_.download(kept->kv, everything.n_positions, layer);
   fitter.receive({group.layer(layer), is_upper, group.index_of(layer), 0}, received);
+  cache_.forget_copies();
   return received;
 }
 

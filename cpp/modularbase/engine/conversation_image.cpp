@@ -20,8 +20,8 @@ std::int64_t n_own_blocks(std::int64_t n_valid, const KvPast& past) {
 template <class Visit>
 void each_block(const KvCache& cache, const KvSequence& kv, const Visit& visit) {
   const auto both = [&](kernels::KvTier tier, BlockId lower, BlockId upper) {
-    visit(cache.lower().block_data(tier, lower));
-    if (cache.upper()) visit(cache.upper()->block_data(tier, upper));
+    visit(cache.lower(), tier, lower);
+    if (cache.upper()) visit(*cache.upper(), tier, upper);
   };
   for (const PastBlock& block : kv.past.blocks) both(block.memory, block.lower, block.upper);
   for (auto i = static_cast<std::size_t>(kv.past.n_positions / kBlock); i < kv.lower.size(); ++i) {
@@ -87,9 +87,12 @@ ConversationImage save_conversation(const KvCache& cache, const Conversation& ke
   if (!is_of_base) return image;
   image.n_valid = kept.kv.n_tokens;
   image.past = kept.kv.past;
-  each_block(cache, kept.kv, [&](std::span<std::byte> bytes) {
+  each_block(cache, kept.kv, [&](const KvGroup& group, kernels::KvTier tier, BlockId block) {
+    group.download(tier, block);
+    const std::span<std::byte> bytes = group.block_data(tier, block);
     image.data.insert(image.data.end(), bytes.begin(), bytes.end());
   });
+  cache.forget_copies();
   return image;
 }
 
@@ -113,10 +116,13 @@ void load_conversation(KvCache& cache, const ConversationImage& image, Conversat
   kv.past.tiers = image.past.tiers;
   kv.past.spans = image.past.spans;
   const std::byte* from = image.data.data();
-  each_block(cache, kv, [&](std::span<std::byte> bytes) {
+  each_block(cache, kv, [&](const KvGroup& group, kernels::KvTier tier, BlockId block) {
+    const std::span<std::byte> bytes = group.block_data(tier, block);
     std::memcpy(bytes.data(), from, bytes.size());
+    group.upload(tier, block);
     from += bytes.size();
   });
+  cache.forget_copies();
   kv.set_valid(image.n_valid);
   kept.tokens = image.tokens;
   kept.kv = std::move(kv);

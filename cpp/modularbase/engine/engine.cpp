@@ -87,6 +87,7 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
   info_.n_kv_blocks = resolve_n_blocks(options.kv_budget_bytes, groups.block_bytes(), info_.n_ctx);
   info_.kv_bytes = static_cast<std::size_t>(info_.n_kv_blocks) * groups.block_bytes();
   const KvTiers tiers = resolve_tiers(options_, *model_, backend_);
+  info_.kv_in_rows = tiers.in_rows;
   info_.n_kv_tokens = n_kv_tokens(groups, tiers, info_.n_kv_blocks, options_);
   cache_ =
       std::make_unique<KvCache>(groups, tiers, info_.n_kv_blocks, backend_, options_.prefix_cache);

@@ -86,7 +86,6 @@ class Engine {
   void check_memory(const RequestSpec& spec, std::int64_t n_total) const;
   void check_plan(const PastPlan& plan) const;
   const Conversation& resting(ConversationId id);
-  void expect_cpu() const;
   void run();
   bool take_inbox();
   void run_errands(bool is_open);

@@ -48,12 +48,10 @@ ContextState Engine::context_state(ConversationId id) {
 }
 
 ConversationImage Engine::save_conversation(ConversationId id) {
-  expect_cpu();
   return on_engine_thread([&] { return modularbase::save_conversation(*cache_, resting(id)); });
 }
 
 ConversationId Engine::load_conversation(const ConversationImage& image) {
-  expect_cpu();
   return on_engine_thread([&] {
     const ConversationId id = ++n_conversations_;
     tiers_->conversations().open(id);
@@ -65,11 +63,6 @@ ConversationId Engine::load_conversation(const ConversationImage& image) {
     }
     return id;
   });
-}
-
-void Engine::expect_cpu() const {
-  if (backend_.is_cpu()) return;
-  throw InvalidRequestError("device", "cpu, for what is kept of conversations", backend_.name());
 }
 
 std::vector<float> Engine::attention_received(ConversationId id, const std::vector<SlotSpan>& spans,
@@ -90,7 +83,6 @@ CompactionReport Engine::compact(ConversationId id, PastPlan plan) {
 }
 
 CompactionReport Engine::forget(ConversationId id, const std::vector<PositionRange>& ranges) {
-  expect_cpu();
   return reported([&](std::promise<CompactionReport> report) {
     tiers_->start_forgetting(id, ranges, std::move(report));
   });

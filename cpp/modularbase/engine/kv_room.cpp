@@ -76,14 +76,12 @@ KvTiers resolve_tiers(const ResolvedOptions& options, const Model& model, const 
                               "a rounded one; head_dim " + std::to_string(model.config.head_dim));
   }
   if (options.tiers.mode == KvMode::kExact) return {};
-  if (!backend.is_cpu() || options.attention != KernelPath::kFused) {
-    throw InvalidRequestError("kv", "f16, bf16 or q8_0 (tiers need the CPU's fused attention)",
-                              backend.is_cpu() ? "attention=\"reference\"" : backend.name());
-  }
-  return {.has_important = true,
-          .has_redundant = options.tiers.mode == KvMode::kTiered,
-          .wide_keys = wide_keys(model),
-          .detail_layers = detail_layers(options.kv_detail_layers, model.config.n_layer)};
+  return {
+      .has_important = true,
+      .has_redundant = options.tiers.mode == KvMode::kTiered,
+      .wide_keys = wide_keys(model),
+      .detail_layers = detail_layers(options.kv_detail_layers, model.config.n_layer),
+      .in_rows = attention_path(options, model.config.head_dim, backend) == KernelPath::kReference};
 }
 
 std::int64_t n_kv_tokens(const KvGroups& groups, const KvTiers& tiers, std::int64_t n_blocks,

@@ -16,7 +16,7 @@ std::int64_t resolve_n_blocks(std::int64_t budget_bytes, std::size_t block_bytes
 /// What there is beside exact blocks. Layers whose key bias is far larger than the others' (some
 /// qwen2) keep their keys in 8 bits: rounded to 4, what such a key says drowns in what its bias
 /// does.
-/// \throws InvalidRequestError when the model, device or attention path cannot have it.
+/// \throws InvalidRequestError when the model cannot have it.
 KvTiers resolve_tiers(const ResolvedOptions& options, const Model& model, const Backend& backend);
 
 /// The longest sequence that so many exact blocks' bytes have room for.

@@ -13,8 +13,6 @@ constexpr std::int64_t kMaxShortlistRows =
     16;  // beyond, the full product costs less than the screen
 constexpr std::size_t kMaxGraphs = 24;
 constexpr std::size_t kMaxGraphBytes = std::size_t{24} << 20;
-constexpr std::int64_t kReferenceKvPad =
-    256;  // reference graphs are rebuilt every so many positions
 
 // The rows of the mid store that hold the span's tokens.
 template <class Id>
@@ -51,9 +49,8 @@ ModelRunner::ModelRunner(const Model& model, Backend& backend, const KvCache& ca
   }
   if (cache.upper()) upper_.emplace(*cache.upper());
   const bool fused = backend.is_cpu();
-  const bool fused_attention = fused && kernels::attention_supported(model.config.head_dim);
   parts_ = {.model = &model,
-            .attention_path = fused_attention ? options.attention : KernelPath::kReference,
+            .attention_path = attention_path(options, model.config.head_dim, backend),
             .linear_path = fused ? options.linear : KernelPath::kReference,
             .site_path = fused ? options.sites : KernelPath::kReference,
             .packs = &packs_,
@@ -84,10 +81,7 @@ GraphKey ModelRunner::key_of(const StepPlan& plan) const {
     key.packs = is_fused ? packs_.key() : packs_.padded_key();
   }
   if (parts_.attention_path == KernelPath::kReference) {
-    for (const auto* spans : {&plan.spans, &plan.mid_spans}) {
-      for (const StepSpan& span : *spans) key.n_kv += span.pos0 + std::ssize(span.tokens);
-    }
-    key.n_kv = (key.n_kv + kReferenceKvPad - 1) / kReferenceKvPad * kReferenceKvPad;
+    key.attention = reference_shape(upper_ ? *upper_ : lower_);  // the upper group has all rows
   }
   if (plan.output == StepOutput::kHidden) {
     key.end = GraphEnd::kHidden;
@@ -125,8 +119,8 @@ void ModelRunner::trim_graphs() {
 
 void ModelRunner::run(const StepPlan& plan) {
   fill_packs(plan);
-  StepGraph& step = graph_for(key_of(plan));
   fill_rows(plan);
+  StepGraph& step = graph_for(key_of(plan));
   fill_inputs(step, plan);
   step.graph.compute(backend_);
   read_outputs(step, plan.wants_states);
@@ -179,8 +173,8 @@ void ModelRunner::fill_inputs(StepGraph& step, const StepPlan& plan) {
   set_input(step.token_ids, token_ids_);
   set_input(step.out_rows, plan.out_rows);
   set_input(step.targets, plan.targets);
-  lower_.fill(step.lower_reference);
-  if (upper_) upper_->fill(step.upper_reference);
+  fill_reference(step.lower_reference, lower_);
+  if (upper_) fill_reference(step.upper_reference, *upper_);
   if (step.mid) fill_mid(*step.mid, plan);
   if (step.reference_sites) step.reference_sites->fill_inputs();
   if (step.key.end == GraphEnd::kShortlist) {
@@ -206,6 +200,9 @@ void ModelRunner::read_outputs(StepGraph& step, bool wants_states) {
   tapped_.clear();
   if (step.tap.rows) get_output(step.tap.rows, tapped_);
   if (wants_states) get_output(step.normed, normed_);
+  if (!step.reference_attention) return;
+  keep_queries(step.reference_attention->queries(), lower_);
+  if (upper_) keep_queries(step.reference_attention->queries(), *upper_);
 }
 
 void ModelRunner::read_shortlists(StepGraph& step) {

@@ -85,4 +85,10 @@ ResolvedOptions resolve_options(const EngineOptions& o) {
           .n_sequences = in_range("n_sequences", o.n_sequences, 1, kMaxSequences)};
 }
 
+KernelPath attention_path(const ResolvedOptions& options, std::int64_t head_dim,
+                          const Backend& backend) {
+  const bool can_fuse = backend.is_cpu() && kernels::attention_supported(head_dim);
+  return can_fuse ? options.attention : KernelPath::kReference;
+}
+
 }  // namespace modularbase

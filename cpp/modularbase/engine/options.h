@@ -55,4 +55,8 @@ struct ResolvedOptions {
 };
 ResolvedOptions resolve_options(const EngineOptions& options);
 
+/// Ours where the device and the model's heads allow it and nobody wants ggml's.
+KernelPath attention_path(const ResolvedOptions& options, std::int64_t head_dim,
+                          const Backend& backend);
+
 }  // namespace modularbase

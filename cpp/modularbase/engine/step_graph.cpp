@@ -5,10 +5,10 @@
 namespace modularbase {
 namespace {
 
-// The reference attention is some 25 nodes a layer, the fused one 8; a site 7, or in ggml's ops
-// some 70 and two an expert in use.
+// The reference attention is some 45 nodes a layer and up to 35 for each of two tiers, the fused
+// one 8; a site 7, or in ggml's ops some 70 and two an expert in use.
 std::size_t max_nodes(const GraphKey& key, const GraphParts& parts) {
-  std::size_t per_layer = parts.attention_path == KernelPath::kReference ? 96 : 64;
+  std::size_t per_layer = parts.attention_path == KernelPath::kReference ? 192 : 64;
   for (const PackPoolKey& pack : key.packs) {
     const auto n_used = static_cast<std::size_t>(pack.pool->geometry().n_expert_used);
     per_layer += parts.site_path == KernelPath::kReference ? 96 + 2 * n_used : 10;
@@ -32,14 +32,19 @@ void StepGraph::add_attention(GraphBuilder& g, const GraphParts& parts) {
     attention_ = std::make_unique<FusedAttention>(model.config, std::move(groups));
     return;
   }
-  lower_reference = parts.lower->reference(g, key.n_rows, key.n_kv);
+  const auto inputs = [&](const KvGroup& group, std::int64_t n_rows) {
+    return add_reference_inputs(g, group, model.config.n_head, n_rows, key.attention);
+  };
+  lower_reference = inputs(parts.lower->group(), key.n_rows);
   std::vector<ReferenceInputs> groups{lower_reference};
   if (parts.upper) {
-    upper_reference = parts.upper->reference(g, key.n_rows + key.n_mid_rows, key.n_kv);
+    upper_reference = inputs(parts.upper->group(), key.n_rows + key.n_mid_rows);
     groups.push_back(upper_reference);
   }
-  attention_ =
+  auto reference =
       std::make_unique<ReferenceAttention>(model.config, model.rope_factors, std::move(groups));
+  reference_attention = reference.get();
+  attention_ = std::move(reference);
 }
 
 void StepGraph::add_mid(GraphBuilder& g, const GraphParts& parts) {

@@ -5,8 +5,8 @@
 #include <optional>
 
 #include "modularbase/adapters/pack_site.h"
-#include "modularbase/engine/attention_inputs.h"
 #include "modularbase/engine/options.h"
+#include "modularbase/engine/reference_inputs.h"
 #include "modularbase/engine/step_plan.h"
 #include "modularbase/graph/layer_hook.h"
 #include "modularbase/models/model.h"
@@ -24,7 +24,7 @@ struct GraphKey {
   std::int64_t n_out = 0;
   int hidden_layer = 0;                 // kHidden only, else 0
   int tap_layer = -1;                   // -1: no tap
-  std::int64_t n_kv = 0;                // reference attention only (padded), else 0
+  ReferenceShape attention = {};        // reference attention only, else zeros
   std::vector<PackPoolKey> packs = {};  // empty: no sites
   bool operator==(const GraphKey&) const = default;
 };
@@ -56,12 +56,13 @@ struct StepGraph {
   Tensor head_input = nullptr;  // F32 [n_embd, n_out], kHeadOnly
   ReferenceInputs lower_reference;
   ReferenceInputs upper_reference;
-  Tensor normed = nullptr;                        // [n_embd, n_out]
-  Tensor logits = nullptr;                        // [n_vocab, n_out]
-  Tensor logprobs = nullptr;                      // [n_out]
-  Tensor hidden = nullptr;                        // [n_embd, n_rows]
-  TapPoint tap{-1};                               // its rows: null without a tap
-  ReferencePackSites* reference_sites = nullptr;  // reference sites only: inputs to be filled
+  ReferenceAttention* reference_attention = nullptr;  // null: the fused one
+  Tensor normed = nullptr;                            // [n_embd, n_out]
+  Tensor logits = nullptr;                            // [n_vocab, n_out]
+  Tensor logprobs = nullptr;                          // [n_out]
+  Tensor hidden = nullptr;                            // [n_embd, n_rows]
+  TapPoint tap{-1};                                   // its rows: null without a tap
+  ReferencePackSites* reference_sites = nullptr;      // reference sites only: inputs to be filled
 
  private:
   void build(const GraphParts& parts);

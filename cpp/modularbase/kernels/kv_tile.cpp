@@ -27,31 +27,51 @@ bool tile_supported(TileFormat format, std::int64_t head_dim) {
 }
 
 std::size_t tile_bytes(TileFormat format, std::int64_t head_dim) {
-  if (format == TileFormat::kQ4Keys) {
-    return static_cast<std::size_t>(Q4Layout::keys(head_dim).bytes());
+  switch (format) {
+    case TileFormat::kQ4Keys:
+    case TileFormat::kQ4KeyRows:
+      return static_cast<std::size_t>(Q4Layout::keys(head_dim).bytes());
+    case TileFormat::kQ4Values:
+    case TileFormat::kQ4ValueRows:
+      return static_cast<std::size_t>(Q4Layout::values(head_dim).bytes());
+    default:
+      return kBlockTokens * ggml_row_size(row_type(format), head_dim);
   }
-  if (format == TileFormat::kQ4Values) {
-    return static_cast<std::size_t>(Q4Layout::values(head_dim).bytes());
-  }
-  return kBlockTokens * ggml_row_size(row_type(format), head_dim);
 }
 
 void read_tile(TileFormat format, const std::byte* tile, std::int64_t head_dim, float* rows) {
-  if (format == TileFormat::kQ4Keys) return read_q4_keys(tile, head_dim, rows);
-  if (format == TileFormat::kQ4Values) return read_q4_values(tile, head_dim, rows);
   const std::int64_t n = kBlockTokens * head_dim;
-  if (format == TileFormat::kF16) {
-    // Vectors, where the table of types has single numbers.
-    return ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(tile), rows, n);
+  switch (format) {
+    case TileFormat::kQ4Keys:
+      return read_q4_keys(tile, head_dim, rows);
+    case TileFormat::kQ4Values:
+      return read_q4_values(tile, head_dim, rows);
+    case TileFormat::kQ4KeyRows:
+      return read_q4_key_rows(tile, head_dim, rows);
+    case TileFormat::kQ4ValueRows:
+      return read_q4_value_rows(tile, head_dim, rows);
+    case TileFormat::kF16:
+      // Vectors, where the table of types has single numbers.
+      return ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t*>(tile), rows, n);
+    default:
+      ggml_get_type_traits(row_type(format))->to_float(tile, rows, n);
   }
-  ggml_get_type_traits(row_type(format))->to_float(tile, rows, n);
 }
 
 void write_tile(TileFormat format, const float* rows, std::int64_t head_dim, std::byte* tile) {
-  if (format == TileFormat::kQ4Keys) return write_q4_keys(rows, head_dim, tile);
-  if (format == TileFormat::kQ4Values) return write_q4_values(rows, head_dim, tile);
-  for (int token = 0; token < kBlockTokens; ++token) {
-    write_row(format, rows + token * head_dim, head_dim, token, tile);
+  switch (format) {
+    case TileFormat::kQ4Keys:
+      return write_q4_keys(rows, head_dim, tile);
+    case TileFormat::kQ4Values:
+      return write_q4_values(rows, head_dim, tile);
+    case TileFormat::kQ4KeyRows:
+      return write_q4_key_rows(rows, head_dim, tile);
+    case TileFormat::kQ4ValueRows:
+      return write_q4_value_rows(rows, head_dim, tile);
+    default:
+      for (int token = 0; token < kBlockTokens; ++token) {
+        write_row(format, rows + token * head_dim, head_dim, token, tile);
+      }
   }
 }
 

@@ -16,10 +16,20 @@ inline constexpr int kBlockTokens = 64;  // tokens in one KV block
 ///   [head_dim / 32][token], then half-bytes for dot products over dims (kv_tile_q4.h).
 /// kQ4Values: H v in signed half-bytes: scales F16 [head_dim / 32][token], then half-bytes for dot
 ///   products over tokens.
+/// kQ4KeyRows, kQ4ValueRows: the same numbers as ggml's block_q4_0 rows, [token][head_dim / 32];
+///   behind the keys' rows their mean. For graphs of ggml's ops.
 ///
 /// H is the Hadamard matrix over sqrt(n), n the largest power of two that divides head_dim, at most
 /// 128: it spreads the few large dims of a row over all of them (QuaRot, arXiv:2404.00456).
-enum class TileFormat : std::uint8_t { kF16, kBF16, kQ8_0, kQ4Keys, kQ4Values };
+enum class TileFormat : std::uint8_t {
+  kF16,
+  kBF16,
+  kQ8_0,
+  kQ4Keys,
+  kQ4Values,
+  kQ4KeyRows,
+  kQ4ValueRows
+};
 
 /// Whether rows of head_dim numbers fit the format: whole groups of 32 for the quantised ones.
 bool tile_supported(TileFormat format, std::int64_t head_dim);
@@ -29,8 +39,7 @@ std::size_t tile_bytes(TileFormat format, std::int64_t head_dim);
 void read_tile(TileFormat format, const std::byte* tile, std::int64_t head_dim, float* rows);
 /// The same, written: all kBlockTokens rows.
 void write_tile(TileFormat format, const float* rows, std::int64_t head_dim, std::byte* tile);
-/// One token's row [head_dim]; not for the formats that share numbers between tokens (kQ4Keys,
-/// kQ4Values).
+/// One token's row [head_dim]; not for the 4-bit formats, which are written a block at a time.
 void write_row(TileFormat format, const float* row, std::int64_t head_dim, int token,
                std::byte* tile);
 

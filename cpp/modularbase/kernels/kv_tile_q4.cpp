@@ -106,6 +106,32 @@ NibblePlace value_place(std::int64_t /*head_dim*/, std::int64_t token, std::int6
 
 using PlaceOf = NibblePlace (*)(std::int64_t head_dim, std::int64_t token, std::int64_t d);
 
+/// A group as ggml's block_q4_0 has it: the scale, then half-bytes, number i in the low half of
+/// byte i and number i + 16 in the high one.
+struct Q4Row {
+  std::uint16_t scale;
+  std::uint8_t half_bytes[kQ4Group / 2];
+};
+static_assert(sizeof(Q4Row) == 18);
+
+void write_q4_rows(const float* rows, std::int64_t head_dim, std::byte* tile) {
+  for (std::int64_t at = 0; at < kBlockTokens * head_dim; at += kQ4Group) {
+    Q4Row row{};
+    std::uint8_t half_bytes[kQ4Group];
+    row.scale = round_to_q4(rows + at, half_bytes);
+    for (int i = 0; i < kQ4Group / 2; ++i) {
+      row.half_bytes[i] =
+          static_cast<std::uint8_t>(half_bytes[i] | half_bytes[i + kQ4Group / 2] << 4);
+    }
+    std::memcpy(tile, &row, sizeof(row));
+    tile += sizeof(row);
+  }
+}
+
+void read_q4_rows(const std::byte* tile, std::int64_t head_dim, float* rows) {
+  ggml_get_type_traits(GGML_TYPE_Q4_0)->to_float(tile, rows, kBlockTokens * head_dim);
+}
+
 template <PlaceOf place_of>
 void write_groups(const Q4Layout& layout, const float* rows, std::byte* tile) {
   auto* scales = reinterpret_cast<std::uint16_t*>(tile + layout.scales());
@@ -190,28 +216,51 @@ void rotate_rows(float* rows, std::int64_t head_dim) {
   }
 }
 
-/// Writes the mean of all rows to the tile; mean [head_dim] is what it became in F16.
-std::vector<float> write_mean(const float* rows, std::int64_t head_dim, std::byte* tile) {
+/// Writes the mean of all rows; mean [head_dim] is what it became in F16.
+std::vector<float> write_mean(const float* rows, std::int64_t head_dim, std::byte* to) {
   std::vector<float> mean(static_cast<std::size_t>(head_dim));
   for (int token = 0; token < kBlockTokens; ++token, rows += head_dim) {
     for (std::size_t d = 0; d < mean.size(); ++d) mean[d] += rows[d] / kBlockTokens;
   }
-  auto* written = reinterpret_cast<std::uint16_t*>(tile);
+  auto* written = reinterpret_cast<std::uint16_t*>(to);
   ggml_fp32_to_fp16_row(mean.data(), written, head_dim);
   ggml_fp16_to_fp32_row(written, mean.data(), head_dim);
   return mean;
+}
+
+/// H (key - mean) of all rows; the mean is written.
+std::vector<float> centred_keys(const float* rows, std::int64_t head_dim, std::byte* mean_to) {
+  const std::vector<float> mean = write_mean(rows, head_dim, mean_to);
+  std::vector<float> keys(rows, rows + kBlockTokens * head_dim);
+  for (int token = 0; token < kBlockTokens; ++token) {
+    float* key = keys.data() + token * head_dim;
+    for (std::size_t d = 0; d < mean.size(); ++d) key[d] -= mean[d];
+  }
+  rotate_rows(keys.data(), head_dim);
+  return keys;
+}
+
+/// Turns what centred_keys() made back into keys.
+void uncentre_keys(const std::byte* mean_from, std::int64_t head_dim, float* rows) {
+  rotate_rows(rows, head_dim);
+  std::vector<float> mean(static_cast<std::size_t>(head_dim));
+  ggml_fp16_to_fp32_row(reinterpret_cast<const std::uint16_t*>(mean_from), mean.data(), head_dim);
+  for (int token = 0; token < kBlockTokens; ++token, rows += head_dim) {
+    for (std::size_t d = 0; d < mean.size(); ++d) rows[d] += mean[d];
+  }
+}
+
+std::vector<float> rotated_values(const float* rows, std::int64_t head_dim) {
+  std::vector<float> values(rows, rows + kBlockTokens * head_dim);
+  rotate_rows(values.data(), head_dim);
+  return values;
 }
 
 }  // namespace
 
 void read_q4_keys(const std::byte* tile, std::int64_t head_dim, float* rows) {
   read_key_numbers(tile, head_dim, rows);
-  rotate_rows(rows, head_dim);
-  std::vector<float> mean(static_cast<std::size_t>(head_dim));
-  ggml_fp16_to_fp32_row(reinterpret_cast<const std::uint16_t*>(tile), mean.data(), head_dim);
-  for (int token = 0; token < kBlockTokens; ++token, rows += head_dim) {
-    for (std::size_t d = 0; d < mean.size(); ++d) rows[d] += mean[d];
-  }
+  uncentre_keys(tile, head_dim, rows);
 }
 
 void read_q4_values(const std::byte* tile, std::int64_t head_dim, float* rows) {
@@ -220,20 +269,32 @@ void read_q4_values(const std::byte* tile, std::int64_t head_dim, float* rows) {
 }
 
 void write_q4_keys(const float* rows, std::int64_t head_dim, std::byte* tile) {
-  const std::vector<float> mean = write_mean(rows, head_dim, tile);
-  std::vector<float> keys(rows, rows + kBlockTokens * head_dim);
-  for (int token = 0; token < kBlockTokens; ++token) {
-    float* key = keys.data() + token * head_dim;
-    for (std::size_t d = 0; d < mean.size(); ++d) key[d] -= mean[d];
-  }
-  rotate_rows(keys.data(), head_dim);
+  const std::vector<float> keys = centred_keys(rows, head_dim, tile);
   write_groups<key_place>(Q4Layout::keys(head_dim), keys.data(), tile);
 }
 
 void write_q4_values(const float* rows, std::int64_t head_dim, std::byte* tile) {
-  std::vector<float> values(rows, rows + kBlockTokens * head_dim);
-  rotate_rows(values.data(), head_dim);
+  const std::vector<float> values = rotated_values(rows, head_dim);
   write_groups<value_place>(Q4Layout::values(head_dim), values.data(), tile);
+}
+
+void read_q4_key_rows(const std::byte* tile, std::int64_t head_dim, float* rows) {
+  read_q4_rows(tile, head_dim, rows);
+  uncentre_keys(tile + q4_rows_bytes(head_dim), head_dim, rows);
+}
+
+void read_q4_value_rows(const std::byte* tile, std::int64_t head_dim, float* rows) {
+  read_q4_rows(tile, head_dim, rows);
+  rotate_rows(rows, head_dim);
+}
+
+void write_q4_key_rows(const float* rows, std::int64_t head_dim, std::byte* tile) {
+  const std::vector<float> keys = centred_keys(rows, head_dim, tile + q4_rows_bytes(head_dim));
+  write_q4_rows(keys.data(), head_dim, tile);
+}
+
+void write_q4_value_rows(const float* rows, std::int64_t head_dim, std::byte* tile) {
+  write_q4_rows(rotated_values(rows, head_dim).data(), head_dim, tile);
 }
 
 }  // namespace modularbase::kernels

@@ -43,4 +43,13 @@ void read_q4_values(const std::byte* tile, std::int64_t head_dim, float* rows);
 void write_q4_keys(const float* rows, std::int64_t head_dim, std::byte* tile);
 void write_q4_values(const float* rows, std::int64_t head_dim, std::byte* tile);
 
+/// The same numbers in the order of ggml's Q4_0 rows. Bytes up to the mean of the keys:
+inline std::int64_t q4_rows_bytes(std::int64_t head_dim) {
+  return Q4Layout::values(head_dim).bytes();
+}
+void read_q4_key_rows(const std::byte* tile, std::int64_t head_dim, float* rows);
+void read_q4_value_rows(const std::byte* tile, std::int64_t head_dim, float* rows);
+void write_q4_key_rows(const float* rows, std::int64_t head_dim, std::byte* tile);
+void write_q4_value_rows(const float* rows, std::int64_t head_dim, std::byte* tile);
+
 }  // namespace modularbase::kernels

@@ -48,7 +48,10 @@ Compaction::Progress Compaction::work() {
   const std::size_t n_layer = layers_.size();
   const std::size_t n_fits = plan_.spans.empty() ? 0 : n_layer;
   if (next_layer_ < n_fits) {
-    fitter_.fit(layers_[next_layer_++]);
+    const LayerView& layer = layers_[next_layer_++];
+    cache_.download(sequence_, plan_.n_positions, static_cast<int>(layer.order));
+    fitter_.fit(layer);
+    cache_.forget_copies();
     return Progress::kMore;
   }
   if (!is_decided_) {
@@ -80,12 +83,16 @@ bool Compaction::allocate() {
 }
 
 void Compaction::build(const LayerView& layer) {
+  const auto model_layer = static_cast<int>(layer.order);
+  cache_.download(sequence_, plan_.n_positions, model_layer);
   TileReader reader(layer.kv);
   for (std::int64_t head = 0; head < layer.kv.n_head_kv; ++head) {
     for (const NewPastBlock& made : past_.blocks) {
       if (layer.kv.tiers[made.block.memory].k) fill(made, layer, head, reader);
     }
   }
+  for (const NewPastBlock& made : past_.blocks) cache_.upload(made.block, model_layer);
+  cache_.forget_copies();
 }
 
 // What a block does not use is zero: nothing reads it, but rounding looks at it.

@@ -54,9 +54,10 @@ TierGeometry important_blocks(const KvGeometry& group, const KvTiers& tiers) {
   for (std::int64_t layer = 0; layer < group.n_layer; ++layer) {
     const auto index = static_cast<std::size_t>(group.first_layer + layer);
     const bool is_wide = index < tiers.wide_keys.size() && tiers.wide_keys[index];
-    geometry.k_formats.push_back(is_wide ? TileFormat::kQ8_0 : TileFormat::kQ4Keys);
+    const TileFormat narrow = tiers.in_rows ? TileFormat::kQ4KeyRows : TileFormat::kQ4Keys;
+    geometry.k_formats.push_back(is_wide ? TileFormat::kQ8_0 : narrow);
   }
-  geometry.v_format = TileFormat::kQ4Values;
+  geometry.v_format = tiers.in_rows ? TileFormat::kQ4ValueRows : TileFormat::kQ4Values;
   return geometry;
 }
 
@@ -219,6 +220,29 @@ std::size_t KvCache::block_bytes(KvTier tier) const {
 
 std::size_t KvCache::stored_bytes(KvTier tier) const {
   return lower_.block_data(tier, 0).size() + (upper_ ? upper_->block_data(tier, 0).size() : 0);
+}
+
+void KvCache::download(const KvSequence& sequence, std::int64_t n_positions, int layer) const {
+  const bool is_upper = upper_ && upper_->memory().geometry().holds(layer);
+  const KvGroup& group = is_upper ? *upper_ : lower_;
+  for (const PastBlock& block : sequence.past.blocks) {
+    group.download(block.memory, is_upper ? block.upper : block.lower, layer);
+  }
+  const BlockTable& table = is_upper ? sequence.upper : sequence.lower;
+  for (auto p = sequence.past.n_positions; p < n_positions; p += kernels::kBlockTokens) {
+    const auto at = static_cast<std::size_t>(p / kernels::kBlockTokens);
+    group.download(kernels::kExactTier, table[at], layer);
+  }
+}
+
+void KvCache::upload(const PastBlock& block, int layer) const {
+  const bool is_upper = upper_ && upper_->memory().geometry().holds(layer);
+  (is_upper ? *upper_ : lower_).upload(block.memory, is_upper ? block.upper : block.lower, layer);
+}
+
+void KvCache::forget_copies() const {
+  lower_.forget_copies();
+  if (upper_) upper_->forget_copies();
 }
 
 std::size_t KvCache::past_bytes(const KvPast& past) const {

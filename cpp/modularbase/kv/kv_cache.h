@@ -26,6 +26,7 @@ struct KvTiers {
   // Of the model's layers: slots would lose what they look up, so that they keep a redundant
   // token's keys and values in 4 bits. Empty: none.
   std::vector<bool> detail_layers;
+  bool in_rows = false;  // tiles are made of ggml's rows, for graphs of its ops
 };
 
 /// A tier's blocks of the layers of a group.
@@ -111,6 +112,14 @@ class KvCache {
   /// Of a tier, in both groups.
   std::size_t block_bytes(kernels::KvTier tier) const;
   std::size_t past_bytes(const KvPast& past) const;
+
+  /// One layer of all blocks that a sequence's first positions lie in: what a device has of it to
+  /// the host (HostBytes).
+  void download(const KvSequence& sequence, std::int64_t n_positions, int layer) const;
+  /// One layer of a block from the host to the device that has it.
+  void upload(const PastBlock& block, int layer) const;
+  void forget_copies() const;
+
   bool has_details() const { return has_details_; }
   /// Of a block's keys and values in both groups; mid rows are not among them.
   std::size_t stored_bytes(kernels::KvTier tier) const;

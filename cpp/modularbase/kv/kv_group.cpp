@@ -60,6 +60,41 @@ std::span<std::byte> KvGroup::block_data(KvTier tier, BlockId block) const {
                                      : tier_blocks(tier).memory.block_data(block);
 }
 
+TileTables KvGroup::tables(KvTier tier, int layer) const {
+  return tiers_[tier] ? tiers_[tier]->memory.tables(layer) : TileTables{};
+}
+
+void KvGroup::download(KvTier tier, BlockId block, int layer) const {
+  if (tier == kernels::kExactTier) return memory_.download(block, layer);
+  tier_blocks(tier).memory.download(block, layer);
+}
+
+void KvGroup::upload(KvTier tier, BlockId block, int layer) const {
+  if (tier == kernels::kExactTier) return memory_.upload(block, layer);
+  tier_blocks(tier).memory.upload(block, layer);
+}
+
+void KvGroup::download(KvTier tier, BlockId block) const {
+  const KvGeometry& geometry = memory_.geometry();
+  for (std::int64_t i = 0; i < geometry.n_layer; ++i) {
+    download(tier, block, static_cast<int>(geometry.first_layer + i));
+  }
+}
+
+void KvGroup::upload(KvTier tier, BlockId block) const {
+  const KvGeometry& geometry = memory_.geometry();
+  for (std::int64_t i = 0; i < geometry.n_layer; ++i) {
+    upload(tier, block, static_cast<int>(geometry.first_layer + i));
+  }
+}
+
+void KvGroup::forget_copies() const {
+  memory_.forget_copies();
+  for (const auto& tier : tiers_) {
+    if (tier) tier->memory.forget_copies();
+  }
+}
+
 std::optional<BlockId> KvGroup::allocate(KvTier tier) {
   auto block = pool(tier).allocate();
   while (!block && index_.evict_one()) block = pool(tier).allocate();

@@ -35,8 +35,10 @@ class KvGroup {
                 const Backend& backend);
 
   const KvMemory& memory() const { return memory_; }
-  /// A layer's memory in all tiers.
+  /// A layer's memory in all tiers, as the host sees it.
   kernels::KvLayer layer(int layer) const;
+  /// The same as graphs see it, but for the exact tier; tiers made of ggml's rows only.
+  TileTables tables(kernels::KvTier tier, int layer) const;
   /// Its number among the group's.
   int index_of(int layer) const { return layer - static_cast<int>(memory_.geometry().first_layer); }
   std::int64_t n_blocks() const { return pool_.n_blocks(); }
@@ -66,8 +68,15 @@ class KvGroup {
   /// The memory of one that nobody else holds is given back to the system.
   void release(kernels::KvTier tier, BlockId block);
   std::size_t block_bytes(kernels::KvTier tier) const;
-  /// The keys and values of a block; CPU only.
+  /// The keys and values of a block, as the host sees them.
   std::span<std::byte> block_data(kernels::KvTier tier, BlockId block) const;
+  /// A layer of a block: what a device has of it to the host, or back (HostBytes).
+  void download(kernels::KvTier tier, BlockId block, int layer) const;
+  void upload(kernels::KvTier tier, BlockId block, int layer) const;
+  /// The same of all layers.
+  void download(kernels::KvTier tier, BlockId block) const;
+  void upload(kernels::KvTier tier, BlockId block) const;
+  void forget_copies() const;
 
  private:
   BlockPool& pool(kernels::KvTier tier);

@@ -1,7 +1,5 @@
 #include "modularbase/kv/kv_memory.h"
 
-#include "modularbase/kv/tier_memory.h"
-
 namespace modularbase {
 namespace {
 
@@ -35,6 +33,7 @@ KvMemory::KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Back
     ggml_set_name(mid_, "cache_mid");
   }
   buffer_ = backend.allocate(ctx_.get(), "the KV cache");
+  bytes_.emplace(pool_);
   const auto add = [&](const char* name, std::int64_t layer, std::int64_t first_row) {
     Tensor rows = ggml_view_2d(ctx_.get(), pool_, geometry.head_dim, pool_->ne[1] - first_row,
                                pool_->nb[1], static_cast<std::size_t>(first_row) * pool_->nb[1]);
@@ -51,16 +50,14 @@ KvMemory::KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Back
 
 kernels::KvLayer KvMemory::layer(int layer) const {
   const kernels::TileFormat format = tile_format(geometry_.type);
-  const std::size_t block_bytes =
-      static_cast<std::size_t>(geometry_.block_rows()) * ggml_row_size(pool_->type, pool_->ne[0]);
   kernels::KvLayer result{
       .n_head_kv = geometry_.n_head_kv, .head_dim = geometry_.head_dim, .tiers = {}};
   result.tiers[kernels::kExactTier] = {.k_format = format,
                                        .v_format = format,
-                                       .k = static_cast<std::byte*>(k(layer)->data),
-                                       .v = static_cast<std::byte*>(v(layer)->data),
+                                       .k = bytes_->data() + k(layer)->view_offs,
+                                       .v = bytes_->data() + v(layer)->view_offs,
                                        .log_weight = nullptr,
-                                       .block_stride = block_bytes};
+                                       .block_stride = block_bytes()};
   return result;
 }
 
@@ -80,14 +77,24 @@ void KvMemory::copy_tokens(BlockId from, BlockId to, std::int64_t n_tokens) {
   if (mid_) copy_rows(mid_, from * kBlock, to * kBlock, n_tokens);
 }
 
-std::span<std::byte> KvMemory::block_data(BlockId block) const {
-  const std::size_t n_bytes = static_cast<std::size_t>(geometry_.block_rows()) * pool_->nb[1];
-  return {static_cast<std::byte*>(pool_->data) + static_cast<std::size_t>(block) * n_bytes,
-          n_bytes};
+std::size_t KvMemory::layer_at(BlockId block, int layer) const {
+  return static_cast<std::size_t>(block) * block_bytes() + index(layer) * layer_bytes();
 }
 
-void KvMemory::discard(BlockId block) {
-  discard_pages(block_data(block));
+std::span<std::byte> KvMemory::block_data(BlockId block) const {
+  return {bytes_->data() + static_cast<std::size_t>(block) * block_bytes(), block_bytes()};
+}
+
+void KvMemory::download(BlockId block, int layer) const {
+  bytes_->download(layer_at(block, layer), layer_bytes());
+}
+
+void KvMemory::upload(BlockId block, int layer) const {
+  bytes_->upload(layer_at(block, layer), layer_bytes());
+}
+
+void KvMemory::discard(BlockId block) const {
+  bytes_->discard(static_cast<std::size_t>(block) * block_bytes(), block_bytes());
 }
 
 }  // namespace modularbase

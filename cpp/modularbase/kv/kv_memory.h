@@ -1,12 +1,14 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "modularbase/core/types.h"
 #include "modularbase/graph/graph_builder.h"
 #include "modularbase/kernels/attention.h"
+#include "modularbase/kv/host_bytes.h"
 
 namespace modularbase {
 
@@ -34,6 +36,7 @@ class KvMemory {
   KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Backend& backend);
 
   const KvGeometry& geometry() const { return geometry_; }
+  /// As the host sees it (HostBytes).
   kernels::KvLayer layer(int layer) const;
   /// The pool from this layer's first row on: [head_dim, n]; blocks are block_rows() apart.
   Tensor k(int layer) const { return k_.at(index(layer)); }
@@ -43,21 +46,32 @@ class KvMemory {
 
   /// Copies the first n_tokens of a block in every layer, mid rows included.
   void copy_tokens(BlockId from, BlockId to, std::int64_t n_tokens);
-  /// Keys and values of a block, without mid rows; CPU only.
+  /// Keys and values of a block, without mid rows.
   std::span<std::byte> block_data(BlockId block) const;
-  /// As TierMemory::discard.
-  void discard(BlockId block);
+  /// As TierMemory.
+  void download(BlockId block, int layer) const;
+  void upload(BlockId block, int layer) const;
+  void forget_copies() const { bytes_->forget_copies(); }
+  void discard(BlockId block) const;
 
  private:
   std::size_t index(int layer) const {
     return static_cast<std::size_t>(layer - geometry_.first_layer);
+  }
+  std::size_t block_bytes() const {
+    return static_cast<std::size_t>(geometry_.block_rows()) * pool_->nb[1];
+  }
+  std::size_t layer_at(BlockId block, int layer) const;
+  std::size_t layer_bytes() const {
+    return block_bytes() / static_cast<std::size_t>(geometry_.n_layer);
   }
   void copy_rows(Tensor rows, std::int64_t from, std::int64_t to, std::int64_t n);
 
   KvGeometry geometry_;
   ContextPtr ctx_;
   BufferPtr buffer_;
-  Tensor pool_;
+  Tensor pool_;  // [head_dim, n_blocks * block_rows]
+  std::optional<HostBytes> bytes_;
   Tensor mid_ = nullptr;
   std::vector<Tensor> k_;
   std::vector<Tensor> v_;

@@ -22,7 +22,7 @@ struct LayerView {
   kernels::KvLayer kv;
   bool is_upper = false;
   int in_group = 0;       // its number there
-  std::size_t order = 0;  // and among all
+  std::size_t order = 0;  // and among all, as in the model
 };
 
 /// Fits the spans of a plan, a layer at a time. Engine thread only.

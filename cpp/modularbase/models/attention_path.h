@@ -1,7 +1,9 @@
 #pragma once
 
+#include <string>
 #include <vector>
 
+#include "modularbase/core/errors.h"
 #include "modularbase/graph/graph_builder.h"
 #include "modularbase/kernels/fused_nodes.h"
 #include "modularbase/kv/kv_group.h"
@@ -17,16 +19,17 @@ struct FusedInputs {
   kernels::AttentionScratch* scratch;
 };
 
-/// The same for the reference attention, as tensors; n_rows are the rows of this group's layers.
-struct ReferenceInputs {
-  const KvGroup* group = nullptr;
-  Tensor positions = nullptr;   // I32 [n_rows]
-  Tensor write_rows = nullptr;  // I64 [n_head_kv * n_rows]: cache row of each new (row, head)
-  Tensor read_rows = nullptr;  // I32 [n_kv * n_head_kv]: cache row of each visible (head, position)
-  Tensor mask = nullptr;       // F32 [n_kv, n_rows]: 0 or -inf
-};
+/// Whose inputs a layer takes: those of the group that holds it.
+template <class Inputs>
+const Inputs& inputs_of(const std::vector<Inputs>& groups, int layer) {
+  for (const Inputs& inputs : groups) {
+    if (inputs.group->memory().geometry().holds(layer)) return inputs;
+  }
+  throw Error("layer " + std::to_string(layer) + ": expected a group of the KV cache, found none");
+}
 
-/// How a layer's attention becomes graph nodes: our fused kernels, or ggml's ops.
+/// How a layer's attention becomes graph nodes: our fused kernels, or ggml's ops
+/// (reference_attention.h).
 class AttentionPath {
  public:
   virtual ~AttentionPath() = default;
@@ -48,27 +51,6 @@ class FusedAttention final : public AttentionPath {
   kernels::AttentionOp op(int layer) const;
   const ModelConfig& config_;
   std::vector<FusedInputs> groups_;
-};
-
-class ReferenceAttention final : public AttentionPath {
- public:
-  /// rope_factors [rope_dim / 2] divides the frequencies (llama 3); null otherwise.
-  ReferenceAttention(const ModelConfig& config, Tensor rope_factors,
-                     std::vector<ReferenceInputs> groups);
-  Tensor store(GraphBuilder& g, Tensor qkv, Tensor q_norm, Tensor k_norm, int layer) override;
-  Tensor attend(GraphBuilder& g, Tensor stored, int layer) override;
-
- private:
-  Tensor heads(GraphBuilder& g, Tensor qkv, std::int64_t first, std::int64_t n) const;
-  Tensor rotate(GraphBuilder& g, const ReferenceInputs& inputs, Tensor heads, Tensor norm) const;
-  Tensor write(GraphBuilder& g, const ReferenceInputs& inputs, Tensor rows, Tensor heads) const;
-  Tensor read(GraphBuilder& g, const ReferenceInputs& inputs, Tensor cache_rows) const;
-
-  const ModelConfig& config_;
-  Tensor rope_factors_;
-  std::vector<ReferenceInputs> groups_;
-  Tensor k_rows_ = nullptr;  // this layer's cache after the write: reading it orders the nodes
-  Tensor v_rows_ = nullptr;
 };
 
 }  // namespace modularbase

@@ -16,7 +16,12 @@ using namespace modularbase::kernels;
 namespace {
 
 constexpr TileFormat kFormats[] = {TileFormat::kF16, TileFormat::kBF16, TileFormat::kQ8_0,
-                                   TileFormat::kQ4Keys, TileFormat::kQ4Values};
+                                   TileFormat::kQ4Keys, TileFormat::kQ4Values,
+                                   TileFormat::kQ4KeyRows, TileFormat::kQ4ValueRows};
+
+bool is_q4(TileFormat format) {
+  return format >= TileFormat::kQ4Keys;
+}
 
 std::vector<float> random_rows(std::int64_t head_dim, unsigned seed, float mean = 0.0f) {
   std::mt19937 random(seed);
@@ -96,7 +101,7 @@ TEST_CASE("a tile takes the bytes its format says, and whole groups only") {
 TEST_CASE("what a tile was written from is read back to the format's precision") {
   // Rounding to 11 or 8 bits, to 127 steps of the largest of 32 (about 2.1 deviations), and to 4
   // bits of it: a step of about 2.1 / 7.5 deviations, over the root of 12.
-  const double bounds[] = {3e-4, 2.5e-3, 6e-3, 0.09, 0.09};
+  const double bounds[] = {3e-4, 2.5e-3, 6e-3, 0.09, 0.09, 0.09, 0.09};
   for (const std::int64_t head_dim : {32, 64, 96, 128}) {
     const std::vector<float> rows = random_rows(head_dim, 5);
     for (const TileFormat format : kFormats) {
@@ -118,8 +123,28 @@ TEST_CASE("what a tile says is what it keeps when it is written again") {
     const std::vector<float> twice = read(format, written(format, once, 64), 64);
     // The numbers of a 4-bit group are on its grid but for the F16 of its scale and mean, and a
     // group whose largest number is not at -8 may find a better grid.
-    const bool is_q4 = format == TileFormat::kQ4Keys || format == TileFormat::kQ4Values;
-    CHECK(relative_error(twice, once) < (is_q4 ? 0.02 : 1e-6));
+    CHECK(relative_error(twice, once) < (is_q4(format) ? 0.02 : 1e-6));
+  }
+}
+
+TEST_CASE("4-bit tiles of rows are Q4_0 for ggml, and say the same numbers as the kernels' tiles") {
+  for (const std::int64_t head_dim : {32, 64, 96, 128}) {
+    const std::vector<float> rows = random_rows(head_dim, 13, 0.7f);
+    const std::vector<std::byte> keys = written(TileFormat::kQ4KeyRows, rows, head_dim);
+    const std::vector<std::byte> values = written(TileFormat::kQ4ValueRows, rows, head_dim);
+    CHECK(read(TileFormat::kQ4KeyRows, keys, head_dim) ==
+          read(TileFormat::kQ4Keys, written(TileFormat::kQ4Keys, rows, head_dim), head_dim));
+    const std::vector<float> by_tile = read(TileFormat::kQ4ValueRows, values, head_dim);
+    CHECK(by_tile ==
+          read(TileFormat::kQ4Values, written(TileFormat::kQ4Values, rows, head_dim), head_dim));
+
+    std::vector<float> by_ggml(rows.size());
+    ggml_get_type_traits(GGML_TYPE_Q4_0)
+        ->to_float(values.data(), by_ggml.data(), std::ssize(by_ggml));
+    for (int token = 0; token < kBlockTokens; ++token) {
+      hadamard_rotate(by_ggml.data() + token * head_dim, head_dim);
+    }
+    CHECK(by_ggml == by_tile);
   }
 }
 
