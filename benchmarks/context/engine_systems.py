@@ -50,7 +50,7 @@ KEEPINGS = (
 
 TOLD_KEEPINGS = (
     Keeping("ours, told tiers", "tiered", 16),
-    Keeping("ours, told tiers, spans read again", "tiered", 16, rehydrate_above=0.25),
+    Keeping("ours, told tiers, spans read again", "tiered", 16, rehydrate_above=0.35),
 )
 """Whose callers say the tier of each token."""
 
