@@ -246,7 +246,7 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     assert held["ours, F16"]["n_bytes"] > held["ours, budget of a quarter"]["n_bytes"]
     assert len(held["ours, F16"]["answers"]) == 2 and len(held["Q8_0"]["answers"]) == 1
     tiers = {
-        row["tier"] for row in found["needles"]["values"] if row["system"].startswith("ours, told")
+        row["tier"] for row in found["needles"]["values"] if row["system"] == "ours, told tiers"
     }
     assert tiers == {"key", "important", "redundant"}
     for turn in found["compaction"]["values"]:
