@@ -59,8 +59,9 @@ def test_context_is_counted(load: LoadEngine) -> None:
         assert sum(d.n_tokens for d in report.decisions) == len(talk.token_ids)
 
 
-def test_what_a_caller_calls_redundant_becomes_slots(load: LoadEngine) -> None:
-    with load("tiered").conversation() as talk:
+@pytest.mark.parametrize("attention", ["fused", "reference"])
+def test_what_a_caller_calls_redundant_becomes_slots(load: LoadEngine, attention: str) -> None:
+    with load("tiered", attention=attention).conversation() as talk:
         message: Message = {"role": "user", "content": CHATTER * 16, "tier": "redundant"}
         talk.chat(message, **GREEDY)
         for _ in range(4):
@@ -233,8 +234,11 @@ def test_conversations_from_several_threads(load: LoadEngine) -> None:
     assert answers[1][0] == answers[3][0]
 
 
+@pytest.mark.parametrize("attention", ["fused", "reference"])
 @pytest.mark.parametrize(("kv", "tolerance"), [("q8_0", 0.02), ("q4_0", 0.3)])
-def test_rounded_caches_are_near(load: LoadEngine, kv: KvKind, tolerance: float) -> None:
+def test_rounded_caches_are_near(
+    load: LoadEngine, kv: KvKind, attention: str, tolerance: float
+) -> None:
     """Log-probabilities of a continuation behind a rounded context.
 
     8 bits round a value to 1/256 of its block's largest, 4 bits to 1/16; the tiny model's logits
@@ -248,14 +252,17 @@ def test_rounded_caches_are_near(load: LoadEngine, kv: KvKind, tolerance: float)
         assert found is not None
         return [token.logprob for token in found[:1]]
 
-    np.testing.assert_allclose(logprobs(load(kv)), logprobs(load()), atol=tolerance)
+    found = logprobs(load(kv, attention=attention))
+    np.testing.assert_allclose(found, logprobs(load()), atol=tolerance)
 
 
+@pytest.mark.parametrize("attention", ["fused", "reference"])
 @pytest.mark.parametrize("kv", ["f16", "tiered"])
-def test_saved_and_loaded(load: LoadEngine, tmp_path: Path, kv: KvKind) -> None:
+def test_saved_and_loaded(load: LoadEngine, tmp_path: Path, kv: KvKind, attention: str) -> None:
     """What is loaded goes on as what was saved, in another engine, and computes nothing again."""
     path = tmp_path / "talk.mbconv"
-    engine, other = load(kv), load(kv, prefix_cache="off")
+    engine = load(kv, attention=attention)
+    other = load(kv, attention=attention, prefix_cache="off")
     with engine.conversation() as talk, other.conversation() as again:
         for _ in range(5):
             talk.chat(CHATTER * 8, **GREEDY)
@@ -298,8 +305,9 @@ def test_a_file_of_another_cache_is_refused(load: LoadEngine, tmp_path: Path) ->
     with load("tiered").conversation() as talk:
         talk.chat(CHATTER * 8, **GREEDY)
         talk.save(path)
-    with load("f16").conversation() as other, pytest.raises(ConversationFileError, match="layout"):
-        other.restore(path)
+    for engine in (load("f16"), load("tiered", attention="reference")):  # other tiles, as long
+        with engine.conversation() as other, pytest.raises(ConversationFileError, match="layout"):
+            other.restore(path)
 
 
 @pytest.mark.parametrize("kv", ["f16", "tiered"])

@@ -1,7 +1,5 @@
 #include "modularbase/engine/reference_inputs.h"
 
-#include <ggml-cpu.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -254,7 +252,7 @@ void keep_queries(const std::vector<ReferenceQueries>& queries, const AttentionI
     for (std::int64_t i = 0; i < std::ssize(rows); ++i) {
       const kernels::QueryWindow& window = *rows[static_cast<std::size_t>(i)].window;
       const std::int64_t at = in_group * window.n_rows + rows[static_cast<std::size_t>(i)].place;
-      ggml_cpu_fp32_to_fp16(all.data() + i * width, window.queries + at * width, width);
+      ggml_fp32_to_fp16_row(all.data() + i * width, window.queries + at * width, width);
       for (std::int64_t head = 0; head < n_head; ++head) {
         window.log_mass[at * n_head + head] =
             log_mass[static_cast<std::size_t>(head * n_window + i)];

@@ -1,7 +1,9 @@
 // Engines on ggml's ops: contexts in tiers as with the fused attention, up to rounding.
 #include <cmath>
+#include <memory>
 
 #include "cpp/engine/tiny_engine.h"
+#include "tools/device_memory.h"
 
 using namespace modularbase;
 using namespace modularbase::testing;
@@ -141,4 +143,39 @@ TEST_CASE("several conversations with compacted pasts in one batch of ggml's ops
     together.push_back(tiny.engine.submit(turn(ids[i], prompts[i])));
   }
   for (std::size_t i = 0; i < ids.size(); ++i) check_same(finished(together[i]), alone[i]);
+}
+
+TEST_CASE("in a device's memory a conversation is compacted, saved and loaded with the same bits") {
+  const EngineOptions options = with_kv("tiered", "reference", {2});
+  TinyEngine host(options, longer());
+  const auto on_device = [&] {
+    const DeviceMemory device;
+    return std::make_unique<TinyEngine>(options, longer());
+  };
+  const auto device = on_device();
+  Ids prompt = random_ids(12, kPromptTokens);
+  const auto run = [&](Engine& engine) {
+    const ConversationId id = engine.open_conversation();
+    finished(engine.submit(turn(id, prompt)));
+    const auto received = engine.attention_received(id, {{40, 90, 0}}, 1);
+    REQUIRE(engine.compact(id, plan_for(prompt.size())).outcome ==
+            CompactionReport::Outcome::kDone);
+    return std::pair{id, received};
+  };
+  const auto [expected_id, expected] = run(host.engine);
+  const auto [found_id, found] = run(device->engine);
+  CHECK(found == expected);
+
+  const ConversationImage image = device->engine.save_conversation(found_id);
+  const auto other = on_device();
+  const ConversationId copy = other->engine.load_conversation(image);
+  prompt.push_back(3);
+  const RequestResult wanted = finished(host.engine.submit(turn(expected_id, prompt)));
+  for (auto [engine, id] :
+       {std::pair{&device->engine, found_id}, std::pair{&other->engine, copy}}) {
+    const RequestResult result = finished(engine->submit(turn(id, prompt)));
+    CHECK(result.n_cached == wanted.n_cached);
+    CHECK(ids_of(result) == ids_of(wanted));
+    CHECK(result.tokens[0].logprob == wanted.tokens[0].logprob);
+  }
 }
