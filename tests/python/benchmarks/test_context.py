@@ -252,7 +252,7 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     for turn in found["compaction"]["values"]:
         assert 0 <= turn["compaction_us"] <= turn["behind_us"] < turn["turn_us"]
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pictures == ["context_dialogues.png", "context_fidelity.png"]
+    assert pictures == [f"context_{part}.png" for part in ("dialogues", "engine", "fidelity")]
     assert main([*options, "--part=needles", "--samples=2"]) == 0
     again = json.loads((tmp_path / "context.json").read_text())
     assert again["fidelity"] == found["fidelity"]
