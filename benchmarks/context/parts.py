@@ -104,7 +104,8 @@ def _engine(bench: Bench) -> Iterator[PartResult]:
     title = (
         f"our engine: {len(texts)} documents, {settings.n_read} tokens behind {settings.n_prefix}"
     )
-    yield PartResult(fidelity_table(rows, title), [asdict(row) for row in rows])
+    values = [asdict(row) for row in rows]
+    yield PartResult(fidelity_table(rows, title), values, partial(draw_fidelity, rows))
 
 
 def _needles(bench: Bench) -> Iterator[PartResult]:
