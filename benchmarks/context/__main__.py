@@ -63,12 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     for name in chosen.part or PARTS:
         try:
-            result = PARTS[name](bench)
+            for result in PARTS[name](bench):
+                keep(name, result, facts, chosen.output)
         except TextError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         print(markdown(result.table) + "\n")
-        keep(name, result, facts, chosen.output)
     return 0
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.context.chat_tokens import WrittenTurns
@@ -40,7 +38,6 @@ class TalkKeeping:
 TALK_KEEPINGS: Mapping[tuple[KvKind, tuple[int, ...] | None], Sequence[TalkKeeping]] = {
     ("f16", None): [TalkKeeping("ours, F16")],
     ("tiered", None): [
-        TalkKeeping("ours, nothing summarised", ContextOptions()),
         TalkKeeping("ours, budget of a quarter", ContextOptions(), 4),
         TalkKeeping("ours, budget of a fifth", ContextOptions(), 5),
     ],
@@ -128,26 +125,18 @@ class ConversationSystem:
         talk = CountingTalk(self.engine, options)
         for turn in written.turns:
             talk.reply = written.writer.reply(turn)
-            talk_on(talk.conversation, turn.user, SamplingParams(temperature=0.0))
+            talk_on(talk.conversation, turn.user, SamplingParams(max_tokens=1, temperature=0.0))
         if talk.conversation.token_ids != written.ids:
             raise RuntimeError("conversation: expected the script's tokens, found others")
-        return TalkedDialogue(self, talk.conversation, options)
+        return TalkedDialogue(self, talk.conversation)
 
 
 class TalkedDialogue:
     """A conversation behind which the engine goes on; see HeldDialogue."""
 
-    def __init__(
-        self,
-        system: ConversationSystem,
-        conversation: Conversation,
-        options: ContextOptions | None,
-    ) -> None:
+    def __init__(self, system: ConversationSystem, conversation: Conversation) -> None:
         """Takes a conversation over."""
-        self._system, self._conversation, self._options = system, conversation, options
-        self._folder = tempfile.TemporaryDirectory()
-        self._file = Path(self._folder.name) / "conversation"
-        conversation.save(self._file)
+        self._system, self._conversation = system, conversation
         state = system.engine._core.context_state(conversation._open_id())
         self.n_bytes = total_bytes(state)
 
@@ -159,14 +148,12 @@ class TalkedDialogue:
     def answer(self, question: str, max_tokens: int) -> list[int]:
         """Asks a copy of the conversation; see HeldDialogue."""
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
-        with self._system.engine.conversation(context=self._options) as talk:
-            talk.restore(self._file)
+        with self._conversation.fork() as talk:
             return list(talk_on(talk, question, params).token_ids)
 
     def close(self) -> None:
         """See HeldDialogue."""
         self._conversation.close()
-        self._folder.cleanup()
 
 
 def fitting_options(

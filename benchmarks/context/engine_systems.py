@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from benchmarks.context.systems import TierName
 from modularbase import Engine, EngineOptions, _core
-from modularbase.context.chat import Chat
 from modularbase.context.similarity import similarity_to_newest
 from modularbase.context.spans import Span
 from modularbase.errors import BaseLoadError
@@ -49,11 +48,11 @@ KEEPINGS = (
     Keeping("ours, the same without detail layers", "tiered", 16, ()),
 )
 
-TOLD_KEEPINGS = (
-    Keeping("ours, told tiers", "tiered", 16),
-    Keeping("ours, told tiers, spans read again", "tiered", 16, rehydrate_above=0.25),
-)
-"""Whose callers say the tier of each token."""
+TOLD_KEEPINGS: Mapping[Keeping, Sequence[TierName]] = {
+    Keeping("ours, told tiers", "tiered", 16): ("key", "important", "redundant"),
+    Keeping("ours, spans read again", "tiered", 16, rehydrate_above=0.35): ("redundant",),
+}
+"""Whose callers say the tier of each token; and where needles are put."""
 
 
 class EngineSystem:
@@ -62,7 +61,7 @@ class EngineSystem:
     def __init__(self, base: Path, keeping: Keeping, n_threads: int) -> None:
         """Loads the base."""
         self.name = keeping.name
-        self.heeds_tiers = keeping in TOLD_KEEPINGS
+        self.heeded_tiers = TOLD_KEEPINGS.get(keeping, ())
         self.keeping = keeping
         self.engine = load_engine(base, keeping.kv, keeping.detail_layers, n_threads)
         self.head = read_head(base)  # [n_vocab, n_embd]
@@ -73,7 +72,7 @@ class EngineSystem:
         held = EngineContext(self, core.open_conversation(), tuple(ids))
         held.generate((), 1)
         if self.keeping.kv == "tiered":
-            told = tiers if self.heeds_tiers else None
+            told = tiers if self.heeded_tiers else None
             core.compact(held.number, *self._plan(len(ids), told), 1e9)
         held.n_bytes = total_bytes(core.context_state(held.number))
         return held
@@ -94,13 +93,6 @@ class EngineSystem:
             for start, n_tokens in redundant_spans(bytes(codes), most)
         ]
         return bytes(codes), spans
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """What similarities look at of a chat."""
-
-    token_ids: tuple[int, ...]
 
 
 @dataclass
@@ -132,16 +124,18 @@ class EngineContext:
         if above is None:
             return []
         kept = self.system.engine._core.context_state(self.number).spans
-        places = [(start, n_tokens, 0) for start, n_tokens, _ in kept]
-        places.append((len(self.ids), len(ids), 1))
+        places = [(start, self.ids[start : start + n], 0) for start, n, _ in kept]
+        places.append((len(self.ids), tuple(ids), 1))
         spans = [
-            Span(start, n_tokens, message, "user", "prose", "", None)
-            for start, n_tokens, message in places
+            Span(start, len(part), message, "user", "prose", self._text(part), None)
+            for start, part, message in places
         ]
-        chat = cast(Chat, _Tokens((*self.ids, *ids)))
-        found = zip(similarity_to_newest(chat, spans)[:-1], spans, strict=False)
+        found = zip(similarity_to_newest(spans)[:-1], spans, strict=False)
         best = sorted(((-value, span.start) for value, span in found if value > above))
         return [start for _, start in best[:MOST_REHYDRATED]]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.system.engine.tokenizer.decode_continuation(ids)
 
     def _spec(self, ids: Sequence[int]) -> Any:
         spec = _core.RequestSpec()

@@ -88,7 +88,7 @@ def measure_dialogues(
     writer: ChatWriter,
     max_tokens: int,
     report: Report,
-) -> list[DialogueOutcome]:
+) -> Iterator[Sequence[DialogueOutcome]]:
     """Lets each system hold each dialogue, read the turns that follow, and answer the probes.
 
     Args:
@@ -97,6 +97,9 @@ def measure_dialogues(
         writer: Writes them in the base's form.
         max_tokens: Of an answer.
         report: Told of each.
+
+    Yields:
+        All outcomes so far, after each dialogue.
     """
     found = list[DialogueOutcome]()
     for number, dialogue in enumerate(dialogues):
@@ -106,7 +109,7 @@ def measure_dialogues(
                     found.append(outcome)
                     kl = outcome.differences.kl.mean()
                     report(f"dialogue {number}: {outcome.system}: {outcome.compression:.2f}x, {kl}")
-    return found
+        yield found
 
 
 def _outcomes(

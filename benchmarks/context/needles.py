@@ -10,7 +10,6 @@ from benchmarks.context.small_talk import filler
 from benchmarks.context.systems import TierName
 
 DEPTHS = (0.1, 0.5, 0.9)
-TIERS: tuple[TierName, ...] = ("key", "important", "redundant")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -82,16 +82,16 @@ class PartResult:
     draw: Callable[[Path], None] | None = None
 
 
-def _fidelity(bench: Bench) -> PartResult:
+def _fidelity(bench: Bench) -> Iterator[PartResult]:
     settings = bench.settings
     texts = settings.texts(bench.model)
     rows = measure_fidelity(bench.exact, bench.systems, texts, settings.n_prefix, bench.report)
     title = f"{len(texts)} documents, {settings.n_read} tokens behind {settings.n_prefix}"
     values = [asdict(row) for row in rows]
-    return PartResult(fidelity_table(rows, title), values, partial(draw_fidelity, rows))
+    yield PartResult(fidelity_table(rows, title), values, partial(draw_fidelity, rows))
 
 
-def _engine(bench: Bench) -> PartResult:
+def _engine(bench: Bench) -> Iterator[PartResult]:
     settings = bench.settings
     texts = settings.texts(bench.model)
     exact = EngineSystem(bench.base, Keeping("ours, F16", "f16"), bench.n_threads)
@@ -104,10 +104,11 @@ def _engine(bench: Bench) -> PartResult:
     title = (
         f"our engine: {len(texts)} documents, {settings.n_read} tokens behind {settings.n_prefix}"
     )
-    return PartResult(fidelity_table(rows, title), [asdict(row) for row in rows])
+    values = [asdict(row) for row in rows]
+    yield PartResult(fidelity_table(rows, title), values, partial(draw_fidelity, rows))
 
 
-def _needles(bench: Bench) -> PartResult:
+def _needles(bench: Bench) -> Iterator[PartResult]:
     tokenizer = bench.model.encoder.tokenizer
     exact = EngineSystem(bench.base, Keeping("ours, F16", "f16"), bench.n_threads)
     ours = [EngineSystem(bench.base, keeping, bench.n_threads) for keeping in TOLD_KEEPINGS]
@@ -117,10 +118,10 @@ def _needles(bench: Bench) -> PartResult:
     finally:
         for system in (exact, *ours):
             system.engine.close()
-    return PartResult(recall_table(outcomes), [asdict(outcome) for outcome in outcomes])
+    yield PartResult(recall_table(outcomes), [asdict(outcome) for outcome in outcomes])
 
 
-def _dialogues(bench: Bench) -> PartResult:
+def _dialogues(bench: Bench) -> Iterator[PartResult]:
     settings = bench.settings
     head = read_head(bench.base)
     with ExitStack() as engines:
@@ -134,16 +135,16 @@ def _dialogues(bench: Bench) -> PartResult:
             Family(ours, settings.n_dialogues, settings.n_probes),
             Family(others, settings.n_compared, settings.n_probes_compared),
         ]
-        outcomes = measure_dialogues(
+        for outcomes in measure_dialogues(
             families, settings.dialogues(), bench.writer, settings.n_answer, bench.report
-        )
-    rows = dialogue_rows(outcomes)
-    values = [outcome.values for outcome in outcomes]
-    drawn = [row.fidelity for row in rows if row.fidelity.compression != 1]
-    return PartResult(dialogue_table(rows), values, partial(draw_fidelity, drawn))
+        ):
+            rows = dialogue_rows(outcomes)
+            values = [outcome.values for outcome in outcomes]
+            drawn = [row.fidelity for row in rows if row.fidelity.compression != 1]
+            yield PartResult(dialogue_table(rows), values, partial(draw_fidelity, drawn))
 
 
-def _compaction(bench: Bench) -> PartResult:
+def _compaction(bench: Bench) -> Iterator[PartResult]:
     settings = bench.settings
     script = settings.dialogues()[0].turns
     keeping = TalkKeeping("", ContextOptions(), ratio=4)
@@ -155,13 +156,14 @@ def _compaction(bench: Bench) -> PartResult:
     assert report is not None
     compression = report.exact_bytes / report.total_bytes
     table = share_table(turns, compression, settings.n_answer)
-    return PartResult(table, [asdict(turn) for turn in turns])
+    yield PartResult(table, [asdict(turn) for turn in turns])
 
 
-PARTS: Mapping[str, Callable[[Bench], PartResult]] = {
+PARTS: Mapping[str, Callable[[Bench], Iterator[PartResult]]] = {
     "fidelity": _fidelity,
     "engine": _engine,
     "needles": _needles,
     "dialogues": _dialogues,
     "compaction": _compaction,
 }
+"""What each part gives; long ones tell what they have so far, the last one is all."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.context.metrics import mean_nll
-from benchmarks.context.needles import TIERS, Haystack
+from benchmarks.context.needles import Haystack
 from benchmarks.context.systems import ContextSystem, HeldContext, TierName
 from benchmarks.harness import Report
 from modularbase.bases.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ def _cases(
     systems: Sequence[ContextSystem],
 ) -> Iterator[tuple[ContextSystem, TierName | None]]:
     for system in systems:
-        for tier in TIERS if system.heeds_tiers else (None,):
+        for tier in system.heeded_tiers or (None,):
             yield system, tier
 
 

@@ -39,8 +39,8 @@ class ContextSystem(Protocol):
         """As tables have it."""
 
     @property
-    def heeds_tiers(self) -> bool:
-        """Whether it keeps tokens by the tiers that the caller says."""
+    def heeded_tiers(self) -> Sequence[TierName]:
+        """The tiers of those that the caller says for which it is measured; none: it heeds none."""
 
     def hold(self, ids: Sequence[int], tiers: Sequence[TierName] | None = None) -> HeldContext:
         """Takes a context in.

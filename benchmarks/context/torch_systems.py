@@ -43,7 +43,7 @@ class MethodSystem:
 
     model: TorchModel
     method: CacheMethod
-    heeds_tiers: bool = False
+    heeded_tiers: Sequence[TierName] = ()
 
     @property
     def name(self) -> str:
@@ -68,7 +68,7 @@ class DroppedText:
 
     model: TorchModel
     ratio: float
-    heeds_tiers: bool = False
+    heeded_tiers: Sequence[TierName] = ()
 
     @property
     def name(self) -> str:

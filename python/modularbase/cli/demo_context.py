@@ -33,23 +33,24 @@ _RULE = (
 )
 _QUESTION = "What is the capital of France?"
 _PROBED_TURNS = (5, 10, 20, 30)
-# What a base of 135M parameters has something to say to.
+# What a base of 135M parameters has something to say to, and nothing that must be kept.
 _SMALL_TALK = (
-    "What did you eat today?",
-    "The sea was calm this morning, and it looked lovely.",
-    "Do you like music?",
-    "What makes you happy?",
-    "It rained all night, and then it was sunny again.",
-    "Do you like to dance?",
-    "A big bird sat on the roof and sang for a while.",
-    "What does the wind sound like?",
-    "There was soup for lunch, and it was quite good.",
-    "Do you sleep well?",
-    "The garden is full of flowers, and they smell nice.",
-    "What is fun about ships?",
-    "We baked bread together, and it smelled wonderful.",
-    "Do you like the snow?",
-    "The cat slept on the sofa for the whole afternoon.",
+    "It rained all night, and then it was sunny again. The street was wet and shiny, the birds "
+    "were loud, and the air was fresh and cool. What did you eat today?",
+    "The sea was calm this morning, and it looked lovely. The waves were slow and the sand was "
+    "warm, and some people were sitting in the sun. Do you like music?",
+    "There was soup for lunch, and it was quite good. It was hot and a bit salty, and the bread "
+    "was soft and still warm from the oven. What makes you happy?",
+    "A big bird sat on the roof and sang for a while. Then it flew over the trees and was gone, "
+    "and the house was quiet until the evening. Do you like to dance?",
+    "The garden is full of flowers, and they smell nice. The roses are red and the grass is green, "
+    "and the bees are busy all day long. What does the wind sound like?",
+    "We baked bread together, and it smelled wonderful. The kitchen was a mess, but it was fun, "
+    "and everybody was laughing and singing. Do you sleep well?",
+    "The cat slept on the sofa for the whole afternoon. It was lying in the sun and dreaming, and "
+    "its ears were moving a little now and then. What is fun about ships?",
+    "The film was long and slow, but the pictures were pretty. The end was sad, and the people "
+    "around us were crying a little on the way out. Do you like the snow?",
 )
 # Greedy, so that it can be repeated; a small base would say the same all the time otherwise.
 _PARAMS = SamplingParams(max_tokens=24, temperature=0, repeat_penalty=1.15, repeat_last_n=24)

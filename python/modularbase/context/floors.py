@@ -20,6 +20,8 @@ Cause: TypeAlias = Literal[
 SINK_TOKENS = 16
 # Of a rule that is kept exactly, and of what an announcement keeps so.
 KEY_TOKENS = 96
+# Of what a template writes around a message; more is a text of its own, as a tool's definition is.
+MARK_TOKENS = 16
 # Of a tool's result that is kept exactly, and of one that is plain values.
 KEY_RESULT_TOKENS = 64
 KEY_VALUES_TOKENS = 256
@@ -53,7 +55,16 @@ def find_floors(spans: Sequence[Span]) -> list[Floor | None]:
         message = list(group)
         result = _result_floor([span for span in message if span.kind != "control"])
         announced = _Announcement()
-        floors += [_by_place(span) or result or _by_text(span, announced) for span in message]
+        of_text = {
+            span: _by_place(span) or result or _by_text(span, announced)
+            for span in message
+            if span.kind != "control"
+        }
+        has_key = any(floor and floor.tier is Tier.KEY for floor in of_text.values())
+        floors += [
+            _frame_floor(span, has_key) if span.kind == "control" else of_text[span]
+            for span in message
+        ]
     return floors
 
 
@@ -61,13 +72,19 @@ def _by_place(span: Span) -> Floor | None:
     """What follows from where a span is, whatever it says."""
     if span.tier is not None:
         return Floor(span.tier, "set by the caller", "the caller's tiers", is_fixed=True)
-    if span.kind == "control":
-        return Floor(Tier.KEY, "written by the chat template", "template")
     if span.role in ("system", "developer"):
         return Floor(Tier.KEY, f"{span.role} message", "system prompt")
     if span.start < SINK_TOKENS:
         return Floor(Tier.KEY, f"begins in the first {SINK_TOKENS} tokens", "system prompt")
     return None
+
+
+def _frame_floor(span: Span, has_key: bool) -> Floor:
+    """The floor of what the template wrote: its marks go with their message, its text is a rule."""
+    is_text = span.n_tokens > MARK_TOKENS or span.message_index == 0
+    is_key = is_text or has_key or span.role in ("system", "developer")
+    tier = Tier.KEY if is_key else Tier.IMPORTANT
+    return Floor(tier, "written by the chat template", "template")
 
 
 def _result_floor(message: Sequence[Span]) -> Floor | None:

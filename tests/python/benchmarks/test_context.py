@@ -246,13 +246,13 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     assert held["ours, F16"]["n_bytes"] > held["ours, budget of a quarter"]["n_bytes"]
     assert len(held["ours, F16"]["answers"]) == 2 and len(held["Q8_0"]["answers"]) == 1
     tiers = {
-        row["tier"] for row in found["needles"]["values"] if row["system"].startswith("ours, told")
+        row["tier"] for row in found["needles"]["values"] if row["system"] == "ours, told tiers"
     }
     assert tiers == {"key", "important", "redundant"}
     for turn in found["compaction"]["values"]:
         assert 0 <= turn["compaction_us"] <= turn["behind_us"] < turn["turn_us"]
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pictures == ["context_dialogues.png", "context_fidelity.png"]
+    assert pictures == [f"context_{part}.png" for part in ("dialogues", "engine", "fidelity")]
     assert main([*options, "--part=needles", "--samples=2"]) == 0
     again = json.loads((tmp_path / "context.json").read_text())
     assert again["fidelity"] == found["fidelity"]

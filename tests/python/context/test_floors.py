@@ -198,6 +198,28 @@ def test_first_tokens_and_frame_are_key(chat_of: ChatOf) -> None:
     assert {f and f.tier for s, f in graded(chat_of([FIRST])) if s.kind == "control"} == {Tier.KEY}
 
 
+def test_a_frame_goes_with_its_message(chat_of: ChatOf) -> None:
+    def frame_of(message: Message) -> set[Tier | None]:
+        rows = graded(chat_of([FIRST, message, {"role": "user", "content": CHITCHAT}]))
+        frame = [f for s, f in rows if s.kind == "control" and s.message_index == 1]
+        assert frame and {f and f.reason for f in frame} == {"written by the chat template"}
+        return {f and f.tier for f in frame}
+
+    assert frame_of({"role": "user", "content": CHITCHAT}) == {Tier.IMPORTANT}
+    assert frame_of({"role": "assistant", "content": "There are 12."}) == {Tier.IMPORTANT}
+    assert frame_of({"role": "user", "content": f"{CHITCHAT} Never lie."}) == {Tier.KEY}
+    assert frame_of({"role": "system", "content": CHITCHAT}) == {Tier.KEY}
+    assert frame_of({"role": "user", "content": CHITCHAT, "tier": "key"}) == {Tier.KEY}
+    assert frame_of({"role": "user", "content": "Never lie.", "tier": "redundant"}) == {
+        Tier.IMPORTANT
+    }
+
+
+def test_what_a_template_has_to_say_is_key() -> None:
+    texts = (Span(200, n, 3, "user", "control", "x" * n, None) for n in (16, 17))
+    assert [f and f.tier for f in find_floors(list(texts))] == [Tier.IMPORTANT, Tier.KEY]
+
+
 @given(st.text())
 def test_every_floor_has_a_reason(text: str) -> None:
     span = Span(99, 20, 0, "user", "prose", text, None)

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.context.small_talk import opinion, remark
+from benchmarks.context.small_talk import filler
 from modularbase.context.similarity import similarity_to_newest
 from modularbase.context.spans import Span, cut_spans
 from modularbase.context_types import ContextOptions
@@ -32,7 +32,7 @@ def test_what_answers_a_question_stands_out(chat_of: ChatOf, fact: str, question
     draw = random.Random(fact)
     messages: list[Message] = []
     for turn in range(30):
-        said, reply = (remark if draw.random() < 0.6 else opinion)(draw)
+        said, reply = (" ".join(filler(draw, 2)) for _ in range(2))
         said = f"{said} {fact}" if turn == 8 else said
         messages += [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
     messages.append({"role": "user", "content": question})

@@ -1,0 +1,37 @@
+"""The short version of `modularbase demo context`, on real weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+COMMAND = Path(sys.executable).with_name("modularbase")
+
+
+def test_a_context_shrinks_and_its_first_rule_holds(smollm2: Path) -> None:
+    arguments = ("--turns", "12", "--budget", "9MB", "--json")
+    done = subprocess.run(
+        [COMMAND, "demo", "context", "--base", smollm2, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["turn"] for row in rows] == [*range(1, 13)]
+    assert [row["turn"] for row in rows if row["probe"]] == [5, 10, 12]
+    for row in rows:
+        assert sum(row["tokens"].values()) == row["total_tokens"]
+        assert sum(row["n_bytes"].values()) == row["total_bytes"]
+        assert row["ratio"] == row["f16_bytes"] / row["total_bytes"]
+    last = rows[-1]
+    assert last["tokens"]["important"] > 200 and last["tokens"]["key"] < 200
+    assert last["ratio"] > 2.0
+    # Of the tokens before the window, tiers change the least of what was said first.
+    assert rows[0]["tiered"] == rows[0]["f16"]
+    for row in rows[4:]:
+        assert row["f16"]["obeys"] and row["tiered"]["obeys"], row
+        if row["probe"]:
+            assert row["probe"]["f16"]["obeys"] and row["probe"]["tiered"]["obeys"], row["probe"]
