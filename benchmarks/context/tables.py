@@ -62,13 +62,15 @@ def recall_table(outcomes: Sequence[RecallOutcome]) -> Table:
     rows = []
     for (system, tier), group in _groups(outcomes, lambda o: (o.system, o.tier)):
         row = [system, tier or "any", f"{_mean(o.compression for o in group):.2f}x"]
-        for kind in kinds:
-            found = [float(o.is_found) for o in group if o.kind == kind]
+        for asked in (kinds, *([kind] for kind in kinds)):
+            found = [float(o.is_found) for o in group if o.kind in asked]
             row.append(_interval(estimate(found), ".0f", scale=100))
         row.append(_interval(estimate([o.answer_nll for o in group]), ".3f"))
         rows.append(row)
-    header = ["", "tier", "compression", *(f"{kind}, %" for kind in kinds)]
-    return Table("Needles found", [*header, "NLL of the answer, nats a token"], rows)
+    header = ["", "tier", "compression", "all, %", *(f"{kind}, %" for kind in kinds)]
+    return Table(
+        f"Needles found, of {len(group)} each", [*header, "NLL of the answer, nats a token"], rows
+    )
 
 
 def dialogue_rows(outcomes: Sequence[DialogueOutcome]) -> list[DialogueRow]:
