@@ -14,21 +14,6 @@ from benchmarks.harness import Report
 
 
 @dataclass(frozen=True)
-class Family:
-    """Systems that are compared with one of them.
-
-    Attributes:
-        systems: The exact one first.
-        n_dialogues: How many of the dialogues they hold.
-        n_probes: How many of the probes they answer.
-    """
-
-    systems: Sequence[DialogueSystem]
-    n_dialogues: int
-    n_probes: int
-
-
-@dataclass(frozen=True)
 class Answer:
     """What a system said to a probe.
 
@@ -51,7 +36,6 @@ class DialogueOutcome:
 
     Attributes:
         system: Its name.
-        exact: The name of the system that it is compared with.
         dialogue: Its number.
         n_tokens: Of the dialogue.
         n_bytes: Of its keys and values.
@@ -61,7 +45,6 @@ class DialogueOutcome:
     """
 
     system: str
-    exact: str
     dialogue: int
     n_tokens: int
     n_bytes: int
@@ -83,18 +66,20 @@ class DialogueOutcome:
 
 
 def measure_dialogues(
-    families: Sequence[Family],
+    systems: Sequence[DialogueSystem],
     dialogues: Sequence[Dialogue],
     writer: ChatWriter,
+    n_probes: int,
     max_tokens: int,
     report: Report,
 ) -> Iterator[Sequence[DialogueOutcome]]:
     """Lets each system hold each dialogue, read the turns that follow, and answer the probes.
 
     Args:
-        families: Of systems.
+        systems: The exact one first, with which the others are compared.
         dialogues: Scripts.
         writer: Writes them in the base's form.
+        n_probes: How many of the probes are asked.
         max_tokens: Of an answer.
         report: Told of each.
 
@@ -103,37 +88,28 @@ def measure_dialogues(
     """
     found = list[DialogueOutcome]()
     for number, dialogue in enumerate(dialogues):
-        for family in families:
-            if number < family.n_dialogues:
-                for outcome in _outcomes(family, number, dialogue, writer, max_tokens):
-                    found.append(outcome)
-                    kl = outcome.differences.kl.mean()
-                    report(f"dialogue {number}: {outcome.system}: {outcome.compression:.2f}x, {kl}")
+        written = writer.write(dialogue.turns)
+        following = written.following(dialogue.following)
+        reference, exact_bytes = None, 0
+        for system in systems:
+            held = system.hold_turns(written)
+            logits = held.logits(following)
+            if reference is None:
+                reference, exact_bytes = logits, held.n_bytes
+            outcome = DialogueOutcome(
+                system=system.name,
+                dialogue=number,
+                n_tokens=len(written.ids),
+                n_bytes=held.n_bytes,
+                compression=exact_bytes / held.n_bytes,
+                differences=differences(reference, logits, following),
+                answers=list(_answers(held, dialogue, n_probes, writer, max_tokens)),
+            )
+            held.close()
+            found.append(outcome)
+            kl = outcome.differences.kl.mean()
+            report(f"dialogue {number}: {system.name}: {outcome.compression:.2f}x, KL {kl:.5f}")
         yield found
-
-
-def _outcomes(
-    family: Family, number: int, dialogue: Dialogue, writer: ChatWriter, max_tokens: int
-) -> Iterator[DialogueOutcome]:
-    written = writer.write(dialogue.turns)
-    following = written.following(dialogue.following)
-    reference, exact_bytes = None, 0
-    for system in family.systems:
-        held = system.hold_turns(written)
-        logits = held.logits(following)
-        if reference is None:
-            reference, exact_bytes = logits, held.n_bytes
-        yield DialogueOutcome(
-            system=system.name,
-            exact=family.systems[0].name,
-            dialogue=number,
-            n_tokens=len(written.ids),
-            n_bytes=held.n_bytes,
-            compression=exact_bytes / held.n_bytes,
-            differences=differences(reference, logits, following),
-            answers=list(_answers(held, dialogue, family.n_probes, writer, max_tokens)),
-        )
-        held.close()
 
 
 def _answers(

@@ -28,8 +28,8 @@ from benchmarks.context.engine_systems import (
     read_head,
 )
 from benchmarks.context.fidelity import measure_fidelity
-from benchmarks.context.held_dialogues import WholeDialogues
-from benchmarks.context.measured_dialogues import Family, measure_dialogues
+from benchmarks.context.held_dialogues import DialogueSystem, WholeDialogues
+from benchmarks.context.measured_dialogues import measure_dialogues
 from benchmarks.context.plots import draw_fidelity
 from benchmarks.context.recall import measure_recall
 from benchmarks.context.settings import Settings
@@ -122,26 +122,35 @@ def _needles(bench: Bench) -> Iterator[PartResult]:
 
 
 def _dialogues(bench: Bench) -> Iterator[PartResult]:
-    settings = bench.settings
-    head = read_head(bench.base)
+    settings, head = bench.settings, read_head(bench.base)
     with ExitStack() as engines:
         ours = [
             ConversationSystem(engines.enter_context(bench.engine(kv, layers)), head, keeping)
             for (kv, layers), keepings in TALK_KEEPINGS.items()
             for keeping in keepings
         ]
-        others = [WholeDialogues(system) for system in (bench.exact, *bench.systems)]
-        families = [
-            Family(ours, settings.n_dialogues, settings.n_probes),
-            Family(others, settings.n_compared, settings.n_probes_compared),
-        ]
-        for outcomes in measure_dialogues(
-            families, settings.dialogues(), bench.writer, settings.n_answer, bench.report
-        ):
-            rows = dialogue_rows(outcomes)
-            values = [outcome.values for outcome in outcomes]
-            drawn = [row.fidelity for row in rows if row.fidelity.compression != 1]
-            yield PartResult(dialogue_table(rows), values, partial(draw_fidelity, drawn))
+        yield from _held(bench, ours, settings.n_dialogues, settings.n_probes)
+
+
+def _baselines(bench: Bench) -> Iterator[PartResult]:
+    settings = bench.settings
+    others = [WholeDialogues(system) for system in (bench.exact, *bench.systems)]
+    yield from _held(bench, others, settings.n_compared, settings.n_probes_compared)
+
+
+def _held(
+    bench: Bench, systems: Sequence[DialogueSystem], n_dialogues: int, n_probes: int
+) -> Iterator[PartResult]:
+    """The exact system first."""
+    settings = bench.settings
+    scripts = settings.dialogues()[:n_dialogues]
+    for outcomes in measure_dialogues(
+        systems, scripts, bench.writer, n_probes, settings.n_answer, bench.report
+    ):
+        rows = dialogue_rows(outcomes)
+        values = [outcome.values for outcome in outcomes]
+        drawn = [row.fidelity for row in rows[1:]]
+        yield PartResult(dialogue_table(rows), values, partial(draw_fidelity, drawn))
 
 
 def _compaction(bench: Bench) -> Iterator[PartResult]:
@@ -164,6 +173,7 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[PartResult]]] = {
     "engine": _engine,
     "needles": _needles,
     "dialogues": _dialogues,
+    "baselines": _baselines,
     "compaction": _compaction,
 }
 """What each part gives; long ones tell what they have so far, the last one is all."""

@@ -23,6 +23,7 @@ class DialogueRow:
     Attributes:
         fidelity: To the exact system, on the turns that follow.
         n_dialogues: How many.
+        n_tokens: Of one, in the mean.
         obeyed: Share of the first turn's rules that answers obey.
         beyond_exact: The same, less that of the exact system.
         known: By kind, the share of facts that are in the answers to their questions.
@@ -30,6 +31,7 @@ class DialogueRow:
 
     fidelity: FidelityRow
     n_dialogues: int
+    n_tokens: float
     obeyed: Estimate
     beyond_exact: Estimate
     known: Mapping[str, float]
@@ -60,24 +62,28 @@ def recall_table(outcomes: Sequence[RecallOutcome]) -> Table:
     rows = []
     for (system, tier), group in _groups(outcomes, lambda o: (o.system, o.tier)):
         row = [system, tier or "any", f"{_mean(o.compression for o in group):.2f}x"]
-        for kind in kinds:
-            found = [float(o.is_found) for o in group if o.kind == kind]
+        for asked in (kinds, *([kind] for kind in kinds)):
+            found = [float(o.is_found) for o in group if o.kind in asked]
             row.append(_interval(estimate(found), ".0f", scale=100))
         row.append(_interval(estimate([o.answer_nll for o in group]), ".3f"))
         rows.append(row)
-    header = ["", "tier", "compression", *(f"{kind}, %" for kind in kinds)]
-    return Table("Needles found", [*header, "NLL of the answer, nats a token"], rows)
+    header = ["", "tier", "compression", "all, %", *(f"{kind}, %" for kind in kinds)]
+    return Table(
+        f"Needles found, of {len(group)} each", [*header, "NLL of the answer, nats a token"], rows
+    )
 
 
 def dialogue_rows(outcomes: Sequence[DialogueOutcome]) -> list[DialogueRow]:
-    """Sums up by system."""
+    """Sums up by system, the exact one first."""
     by_name = dict(_groups(outcomes, lambda o: o.system))
-    return [_dialogue_row(group, by_name[group[0].exact]) for group in by_name.values()]
+    exact = next(iter(by_name.values()))
+    return [_dialogue_row(group, exact) for group in by_name.values()]
 
 
 def dialogue_table(rows: Sequence[DialogueRow]) -> Table:
     """A row a system."""
     kinds = list(dict.fromkeys(kind for row in rows for kind in row.known))
+    n_tokens = _mean(row.n_tokens for row in rows)
     header = ["", "dialogues", "compression", "KL to F16", "perplexity, %", "same top token, %"]
     header += ["rules obeyed, %", "against F16, points", *(f"{kind} known, %" for kind in kinds)]
     cells = [
@@ -94,7 +100,9 @@ def dialogue_table(rows: Sequence[DialogueRow]) -> Table:
         ]
         for row in rows
     ]
-    return Table("Dialogues: the turn behind 29 others; value [95 % interval]", header, cells)
+    return Table(
+        f"Behind dialogues of {n_tokens:,.0f} tokens; value [95 % interval]", header, cells
+    )
 
 
 def _dialogue_row(
@@ -113,6 +121,7 @@ def _dialogue_row(
             kl_by_document=[float(found.kl.mean()) for found in differences],
         ),
         n_dialogues=len(outcomes),
+        n_tokens=n_tokens / len(outcomes),
         obeyed=estimate(obeyed),
         beyond_exact=estimate(
             [share - _obeyed(o.answers) for share, o in zip(obeyed, exact, strict=True)]

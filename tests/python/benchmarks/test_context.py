@@ -230,7 +230,7 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     options = ["--small", "--threads=1", f"--base={base}", f"--output={tmp_path}"]
     assert main(options) == 0
     found = json.loads((tmp_path / "context.json").read_text())
-    assert list(found) == ["fidelity", "engine", "needles", "dialogues", "compaction"]
+    assert list(found) == ["fidelity", "engine", "needles", "dialogues", "baselines", "compaction"]
     ours = {row["system"]: row for row in found["engine"]["values"]}
     assert 0 < ours["ours, Q8_0"]["fidelity"]["kl"]["value"] < 1e-3
     assert ours["ours, Q8_0"]["compression"] == pytest.approx(16 / 8.5)
@@ -240,7 +240,8 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     assert rows["SnapKV, 4x"]["compression"] == pytest.approx(4)
     kl = {name: row["fidelity"]["kl"]["value"] for name, row in rows.items()}
     assert 0 < kl["Q8_0"] < kl["Q4_0"] < kl["window + sinks, 4x"]
-    held = {row["system"]: row for row in found["dialogues"]["values"]}
+    both = (*found["dialogues"]["values"], *found["baselines"]["values"])
+    held = {row["system"]: row for row in both}
     assert {*rows, "F16", "ours, F16", "ours, budget of a quarter"} <= set(held)
     assert held["ours, F16"]["kl"] == 0 == held["F16"]["kl"]
     assert held["ours, F16"]["n_bytes"] > held["ours, budget of a quarter"]["n_bytes"]
@@ -252,7 +253,9 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     for turn in found["compaction"]["values"]:
         assert 0 <= turn["compaction_us"] <= turn["behind_us"] < turn["turn_us"]
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pictures == [f"context_{part}.png" for part in ("dialogues", "engine", "fidelity")]
+    assert pictures == [
+        f"context_{part}.png" for part in ("baselines", "dialogues", "engine", "fidelity")
+    ]
     assert main([*options, "--part=needles", "--samples=2"]) == 0
     again = json.loads((tmp_path / "context.json").read_text())
     assert again["fidelity"] == found["fidelity"]
