@@ -75,7 +75,7 @@ def test_what_a_caller_calls_redundant_becomes_slots(load: LoadEngine, attention
 def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine, attention: str) -> None:
     wanted = "my aunt keeps bees behind her house and sells honey on fine mornings in the village"
     options = ContextOptions(
-        budget_bytes=450_000,
+        budget_bytes=350_000,
         demote_below=10.0,
         demote_after_checks=1,
         max_fit_error=1e9,
