@@ -17,15 +17,32 @@ std::int64_t n_own_blocks(std::int64_t n_valid, const KvPast& past) {
   return (n_valid + kBlock - 1) / kBlock - past.n_positions / kBlock;
 }
 
+// Empty where the layers are one group. CPU only.
+std::span<std::byte> mid_rows(const KvCache& cache, BlockId block) {
+  const Tensor mid = cache.lower().memory().mid();
+  if (!mid) return {};
+  const auto n_bytes = static_cast<std::size_t>(mid->ne[0] * kBlock) * sizeof(float);
+  return {static_cast<std::byte*>(mid->data) + static_cast<std::size_t>(block) * n_bytes, n_bytes};
+}
+
+std::size_t own_block_bytes(const KvCache& cache) {
+  return cache.stored_bytes(kernels::kExactTier) + mid_rows(cache, 0).size();
+}
+
+// The table may have more blocks than are valid: of rows that were never computed.
 template <class Visit>
-void each_block(const KvCache& cache, const KvSequence& kv, const Visit& visit) {
+void each_block(const KvCache& cache, const KvSequence& kv, std::int64_t n_valid,
+                const Visit& visit) {
   const auto both = [&](kernels::KvTier tier, BlockId lower, BlockId upper) {
     visit(cache.lower().block_data(tier, lower));
     if (cache.upper()) visit(cache.upper()->block_data(tier, upper));
   };
   for (const PastBlock& block : kv.past.blocks) both(block.memory, block.lower, block.upper);
-  for (auto i = static_cast<std::size_t>(kv.past.n_positions / kBlock); i < kv.lower.size(); ++i) {
+  const auto first = static_cast<std::size_t>(kv.past.n_positions / kBlock);
+  const auto end = first + static_cast<std::size_t>(n_own_blocks(n_valid, kv.past));
+  for (std::size_t i = first; i < end; ++i) {
     both(kernels::kExactTier, kv.lower[i], kv.upper.empty() ? kNoBlock : kv.upper[i]);
+    visit(mid_rows(cache, kv.lower[i]));  // others may go on from them
   }
 }
 
@@ -67,8 +84,8 @@ void check(const KvCache& cache, const ConversationImage& image) {
     check_number("span tokens", span.n_tokens, 1, past.n_positions - span.start);
     end = span.start + span.n_tokens;
   }
-  std::size_t n_bytes = static_cast<std::size_t>(n_own_blocks(image.n_valid, past)) *
-                        cache.stored_bytes(kernels::kExactTier);
+  std::size_t n_bytes =
+      static_cast<std::size_t>(n_own_blocks(image.n_valid, past)) * own_block_bytes(cache);
   for (const PastBlock& block : past.blocks) {
     check_block(block, cache, past.n_positions);
     n_bytes += cache.stored_bytes(block.memory);
@@ -87,7 +104,7 @@ ConversationImage save_conversation(const KvCache& cache, const Conversation& ke
   if (!is_of_base) return image;
   image.n_valid = kept.kv.n_tokens;
   image.past = kept.kv.past;
-  each_block(cache, kept.kv, [&](std::span<std::byte> bytes) {
+  each_block(cache, kept.kv, image.n_valid, [&](std::span<std::byte> bytes) {
     image.data.insert(image.data.end(), bytes.begin(), bytes.end());
   });
   return image;
@@ -113,7 +130,7 @@ void load_conversation(KvCache& cache, const ConversationImage& image, Conversat
   kv.past.tiers = image.past.tiers;
   kv.past.spans = image.past.spans;
   const std::byte* from = image.data.data();
-  each_block(cache, kv, [&](std::span<std::byte> bytes) {
+  each_block(cache, kv, image.n_valid, [&](std::span<std::byte> bytes) {
     std::memcpy(bytes.data(), from, bytes.size());
     from += bytes.size();
   });
