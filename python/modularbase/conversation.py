@@ -23,6 +23,7 @@ from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
 from modularbase.context.scores import Scores, SpanSignals
 from modularbase.context.similarity import similarity_to_newest
 from modularbase.context.spans import Span, cut_spans
+from modularbase.context.surprise import Surprises
 from modularbase.context_types import ContextOptions, ContextReport, Tier
 from modularbase.conversation_file import (
     Header,
@@ -96,6 +97,11 @@ class Runtime(Protocol):
     ) -> Sequence[float]:
         """Mean share of attention of a token of each span."""
 
+    def expected_attention(
+        self, id: int, spans: Sequence[tuple[int, int]], layer: int
+    ) -> Sequence[float]:
+        """The same of queries to come, times the length of the values."""
+
     def save_conversation(self, id: int) -> Any:
         """An image of it."""
 
@@ -109,6 +115,9 @@ class Runtime(Protocol):
         self, id: int, tiers: bytes, spans: Sequence[tuple[int, int, int]], max_error: float
     ) -> Any:
         """Carries out a plan."""
+
+
+Look = Callable[[int, Sequence[tuple[int, int]], int], Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +182,7 @@ class Conversation:
         self._options, self._packs = options, packs
         self._chat = Chat(host.template, host.tokenizer)
         self._grader = ContextGrader()
+        self._surprises = Surprises()
         self._plan: TierPlan | None = None
         self._n_rehydrated = 0
         self._n_forgotten = 0
@@ -208,6 +218,7 @@ class Conversation:
         self._id = restored
         self._chat.restore(header.chat)
         self._grader.restore(header.grader)
+        self._surprises = Surprises()
         self._n_forgotten = header.forgotten_tokens
 
     def __enter__(self) -> Conversation:
@@ -262,7 +273,7 @@ class Conversation:
         """
         with self._turn(content, params, overrides) as generation:
             result = generation.result()
-            self._chat.add_generated(result.token_ids)
+            self._add_answer(result)
         return replace(result, context=self.context)
 
     def stream(
@@ -283,7 +294,8 @@ class Conversation:
             finally:
                 if not ended:
                     generation.cancel()
-            self._chat.add_generated(result.token_ids)
+                    generation.wait()  # until then a request has the conversation's memory
+            self._add_answer(result)
 
     def fork(self) -> Conversation:
         """A second conversation that goes on from here, to try another way.
@@ -372,6 +384,7 @@ class Conversation:
                     self._compact(self._options)
             except BaseException:
                 self._chat = before
+                self._surprises.truncate(len(before.token_ids))
                 raise
 
     @contextmanager
@@ -410,8 +423,15 @@ class Conversation:
         # What the engine cannot move it computes again.
         self._runtime.forget(self._open_id(), ranges)
         self._grader.forget(ranges)
+        self._surprises.forget(ranges)
         self._n_forgotten += sum(n_tokens for _, n_tokens in ranges)
         return shorter
+
+    def _add_answer(self, result: Result) -> None:
+        """Log-probabilities take the whole output head, so that only who asks for them has them."""
+        logprobs = [token.logprob for token in result.logprobs or ()]
+        self._surprises.add(len(self._chat.token_ids), logprobs)
+        self._chat.add_generated(result.token_ids)
 
     def _next_turn(self, params: SamplingParams) -> Turn:
         tiers, rehydrate = b"", []
@@ -450,16 +470,23 @@ class Conversation:
 
     def _signals(self, spans: Sequence[Span], n_past: int) -> SpanSignals:
         """Attention is what the window's queries give, so only spans before it get any."""
-        attention: Scores = np.full(len(spans), np.nan)
         n_layer = self._host.layout.n_layer
+        layers = range(n_layer // 2 % _LAYER_STEP, n_layer, _LAYER_STEP)
         places = [(span.start, span.n_tokens) for span in spans if span.end <= n_past]
-        if places:
-            looks = [
-                self._runtime.attention_received(self._open_id(), places, layer)
-                for layer in range(n_layer // 2 % _LAYER_STEP, n_layer, _LAYER_STEP)
-            ]
-            attention[: len(places)] = np.mean(looks, axis=0)
-        return SpanSignals(attention_mass=attention, similarity=similarity_to_newest(spans))
+
+        def seen(look: Look) -> Scores:
+            attention: Scores = np.full(len(spans), np.nan)
+            if places:
+                looks = [look(self._open_id(), places, layer) for layer in layers]
+                attention[: len(places)] = np.mean(looks, axis=0)
+            return attention
+
+        return SpanSignals(
+            attention_mass=seen(self._runtime.attention_received),
+            expected_attention=seen(self._runtime.expected_attention),
+            similarity=similarity_to_newest(spans),
+            surprise=self._surprises.of_spans(spans),
+        )
 
 
 def _messages(content: str | Message | Sequence[Message]) -> list[Message]:
