@@ -17,7 +17,8 @@ from modularbase import Engine, EngineOptions, _core
 from modularbase.context.plan import TIER_CODES
 from modularbase.context.spans import cut_spans
 from modularbase.context_types import ContextOptions, Tier
-from modularbase.conversation import Conversation, Turn
+from modularbase.conversation import Conversation
+from modularbase.conversation_host import Turn
 from modularbase.errors import ContextBudgetError, ContextLengthError, KvCacheFullError
 from modularbase.types import KvKind, Message, Packs, SamplingParams
 from tests.tools.compare import assert_same_logprobs, assert_same_tokens

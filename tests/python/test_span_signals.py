@@ -15,7 +15,7 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 from modularbase import Engine, EngineOptions
 from modularbase.context.spans import Span
 from modularbase.context.surprise import Surprises
-from modularbase.conversation import Turn
+from modularbase.conversation_host import Turn
 from modularbase.types import SamplingParams
 from tests.conftest import TinyModelFactory
 from tests.tools.tiny_models import TinyModel
