@@ -18,7 +18,7 @@ from modularbase.context.plan import GraderState
 from modularbase.errors import ConversationFileError
 from modularbase.storage.files import appearing
 
-MAGIC = b"MBCONV\x00\x01"
+MAGIC = b"MBCONV\x00\x02"
 _DIGEST_BYTES = 32
 
 
@@ -28,6 +28,7 @@ class Layout(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kv: str
+    attention: str
     n_layer: int
     n_head_kv: int
     head_dim: int

@@ -377,6 +377,7 @@ class Engine:
             TierCosts.from_metadata(str(self._path), self._metadata, len(details)),
             Layout(
                 kv=self._raw_options.kv,
+                attention=self._raw_options.attention,
                 n_layer=info["n_layer"],
                 n_head_kv=info["n_head_kv"],
                 head_dim=info["head_dim"],

@@ -12,6 +12,7 @@ inline constexpr int kBlockTokens = 64;  // tokens in one KV block
 ///
 /// kF16, kBF16: [token][head_dim].
 /// kQ8_0: ggml's block_q8_0 rows, [token][head_dim / 32].
+/// kQ8Keys: H k in such rows.
 /// kQ4Keys: H (k - mean) in signed half-bytes: mean F16 [head_dim], the block's own; scales F16
 ///   [head_dim / 32][token], then half-bytes for dot products over dims (kv_tile_q4.h).
 /// kQ4Values: H v in signed half-bytes: scales F16 [head_dim / 32][token], then half-bytes for dot
@@ -19,7 +20,7 @@ inline constexpr int kBlockTokens = 64;  // tokens in one KV block
 ///
 /// H is the Hadamard matrix over sqrt(n), n the largest power of two that divides head_dim, at most
 /// 128: it spreads the few large dims of a row over all of them (QuaRot, arXiv:2404.00456).
-enum class TileFormat : std::uint8_t { kF16, kBF16, kQ8_0, kQ4Keys, kQ4Values };
+enum class TileFormat : std::uint8_t { kF16, kBF16, kQ8_0, kQ8Keys, kQ4Keys, kQ4Values };
 
 /// Whether rows of head_dim numbers fit the format: whole groups of 32 for the quantised ones.
 bool tile_supported(TileFormat format, std::int64_t head_dim);

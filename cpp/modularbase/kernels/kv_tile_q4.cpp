@@ -184,12 +184,6 @@ void read_value_numbers(const std::byte* tile, std::int64_t head_dim, float* row
   }
 }
 
-void rotate_rows(float* rows, std::int64_t head_dim) {
-  for (int token = 0; token < kBlockTokens; ++token) {
-    hadamard_rotate(rows + token * head_dim, head_dim);
-  }
-}
-
 /// Writes the mean of all rows to the tile; mean [head_dim] is what it became in F16.
 std::vector<float> write_mean(const float* rows, std::int64_t head_dim, std::byte* tile) {
   std::vector<float> mean(static_cast<std::size_t>(head_dim));
@@ -206,7 +200,7 @@ std::vector<float> write_mean(const float* rows, std::int64_t head_dim, std::byt
 
 void read_q4_keys(const std::byte* tile, std::int64_t head_dim, float* rows) {
   read_key_numbers(tile, head_dim, rows);
-  rotate_rows(rows, head_dim);
+  hadamard_rotate_rows(rows, kBlockTokens, head_dim);
   std::vector<float> mean(static_cast<std::size_t>(head_dim));
   ggml_fp16_to_fp32_row(reinterpret_cast<const std::uint16_t*>(tile), mean.data(), head_dim);
   for (int token = 0; token < kBlockTokens; ++token, rows += head_dim) {
@@ -216,7 +210,7 @@ void read_q4_keys(const std::byte* tile, std::int64_t head_dim, float* rows) {
 
 void read_q4_values(const std::byte* tile, std::int64_t head_dim, float* rows) {
   read_value_numbers(tile, head_dim, rows);
-  rotate_rows(rows, head_dim);
+  hadamard_rotate_rows(rows, kBlockTokens, head_dim);
 }
 
 void write_q4_keys(const float* rows, std::int64_t head_dim, std::byte* tile) {
@@ -226,13 +220,13 @@ void write_q4_keys(const float* rows, std::int64_t head_dim, std::byte* tile) {
     float* key = keys.data() + token * head_dim;
     for (std::size_t d = 0; d < mean.size(); ++d) key[d] -= mean[d];
   }
-  rotate_rows(keys.data(), head_dim);
+  hadamard_rotate_rows(keys.data(), kBlockTokens, head_dim);
   write_groups<key_place>(Q4Layout::keys(head_dim), keys.data(), tile);
 }
 
 void write_q4_values(const float* rows, std::int64_t head_dim, std::byte* tile) {
   std::vector<float> values(rows, rows + kBlockTokens * head_dim);
-  rotate_rows(values.data(), head_dim);
+  hadamard_rotate_rows(values.data(), kBlockTokens, head_dim);
   write_groups<value_place>(Q4Layout::values(head_dim), values.data(), tile);
 }
 

@@ -54,7 +54,7 @@ TierGeometry important_blocks(const KvGeometry& group, const KvTiers& tiers) {
   for (std::int64_t layer = 0; layer < group.n_layer; ++layer) {
     const auto index = static_cast<std::size_t>(group.first_layer + layer);
     const bool is_wide = index < tiers.wide_keys.size() && tiers.wide_keys[index];
-    geometry.k_formats.push_back(is_wide ? TileFormat::kQ8_0 : TileFormat::kQ4Keys);
+    geometry.k_formats.push_back(is_wide ? TileFormat::kQ8Keys : TileFormat::kQ4Keys);
   }
   geometry.v_format = TileFormat::kQ4Values;
   return geometry;

@@ -5,14 +5,19 @@
 namespace modularbase {
 namespace {
 
-kernels::TileFormat tile_format(ggml_type type) {
+struct Formats {
+  kernels::TileFormat k, v;
+};
+
+Formats formats_of(ggml_type type) {
+  using enum kernels::TileFormat;
   switch (type) {
     case GGML_TYPE_BF16:
-      return kernels::TileFormat::kBF16;
+      return {kBF16, kBF16};
     case GGML_TYPE_Q8_0:
-      return kernels::TileFormat::kQ8_0;
+      return {kQ8Keys, kQ8_0};
     default:
-      return kernels::TileFormat::kF16;
+      return {kF16, kF16};
   }
 }
 
@@ -50,13 +55,13 @@ KvMemory::KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Back
 }
 
 kernels::KvLayer KvMemory::layer(int layer) const {
-  const kernels::TileFormat format = tile_format(geometry_.type);
+  const Formats formats = formats_of(geometry_.type);
   const std::size_t block_bytes =
       static_cast<std::size_t>(geometry_.block_rows()) * ggml_row_size(pool_->type, pool_->ne[0]);
   kernels::KvLayer result{
       .n_head_kv = geometry_.n_head_kv, .head_dim = geometry_.head_dim, .tiers = {}};
-  result.tiers[kernels::kExactTier] = {.k_format = format,
-                                       .v_format = format,
+  result.tiers[kernels::kExactTier] = {.k_format = formats.k,
+                                       .v_format = formats.v,
                                        .k = static_cast<std::byte*>(k(layer)->data),
                                        .v = static_cast<std::byte*>(v(layer)->data),
                                        .log_weight = nullptr,
