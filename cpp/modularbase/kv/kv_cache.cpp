@@ -61,9 +61,10 @@ TierGeometry important_blocks(const KvGeometry& group, const KvTiers& tiers) {
 }
 
 TierGeometry redundant_blocks(const KvGeometry& group, const KvTiers& tiers) {
-  const std::vector<TileFormat> formats(static_cast<std::size_t>(group.n_layer), TileFormat::kF16);
+  const std::vector<TileFormat> formats(static_cast<std::size_t>(group.n_layer),
+                                        TileFormat::kQ8Keys);
   TierGeometry geometry{
-      group.n_head_kv, group.head_dim, group.first_layer, formats, TileFormat::kF16, true, {}};
+      group.n_head_kv, group.head_dim, group.first_layer, formats, TileFormat::kQ8_0, true, {}};
   geometry.lacks = details_of(group, tiers);
   return geometry;
 }

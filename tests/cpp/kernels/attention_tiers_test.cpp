@@ -37,11 +37,10 @@ class Tiers {
   Tiers(const Shape& shape, const std::vector<Row>& spans, unsigned seed)
       : shape_(shape), random_(seed) {
     kv_ = {.n_head_kv = shape.n_head_kv, .head_dim = shape.head_dim, .tiers = {}};
-    const TileFormat f16 = TileFormat::kF16;
     const bool has_q8 = shape.exact == TileFormat::kQ8Keys;
     add_tier(kExactTier, shape.exact, has_q8 ? TileFormat::kQ8_0 : shape.exact);
     add_tier(kImportantTier, shape.important_keys, TileFormat::kQ4Values);
-    add_tier(kRedundantTier, f16, f16);
+    add_tier(kRedundantTier, TileFormat::kQ8Keys, TileFormat::kQ8_0);
     for (const Row& row : spans) add_span(row);
     qkv_.resize(static_cast<std::size_t>(n_rows_ * stride()));
     for (float& value : qkv_) value = normal();
