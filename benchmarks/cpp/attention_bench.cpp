@@ -63,11 +63,11 @@ const std::vector<Format> kFormats = {
      kernels::TileFormat::kF16},
     {"bf16", GGML_TYPE_BF16, kernels::kExactTier, kernels::TileFormat::kBF16,
      kernels::TileFormat::kBF16},
-    {"q8_0", GGML_TYPE_Q8_0, kernels::kExactTier, kernels::TileFormat::kQ8_0,
+    {"q8_0", GGML_TYPE_Q8_0, kernels::kExactTier, kernels::TileFormat::kQ8Keys,
      kernels::TileFormat::kQ8_0},
     {"q4", GGML_TYPE_Q4_0, kernels::kImportantTier, kernels::TileFormat::kQ4Keys,
      kernels::TileFormat::kQ4Values},
-    {"q8k_q4v", GGML_TYPE_Q4_0, kernels::kImportantTier, kernels::TileFormat::kQ8_0,
+    {"q8k_q4v", GGML_TYPE_Q4_0, kernels::kImportantTier, kernels::TileFormat::kQ8Keys,
      kernels::TileFormat::kQ4Values}};
 constexpr int kWindow = 128;  // exact positions at the end, where the rest are segments
 

@@ -18,7 +18,7 @@ from modularbase.context.plan import GraderState
 from modularbase.errors import ConversationFileError
 from modularbase.storage.files import appearing
 
-MAGIC = b"MBCONV\x00\x01"
+MAGIC = b"MBCONV\x00\x02"
 _DIGEST_BYTES = 32
 
 

@@ -81,13 +81,17 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
   const bool has_packs = options_.pack_budget_bytes > 0;
   const int first_site = resolve_first_site(options.first_site, info_.n_layer);
   info_.first_site = has_packs ? first_site : -1;
-  const KvGeometry geometry{info_.n_layer, info_.n_head_kv, info_.head_dim, options_.kv_type};
+  const KvTiers tiers = resolve_tiers(options_, *model_, backend_);
+  info_.kv_in_rows = tiers.in_rows;
+  const KvGeometry geometry{.n_layer = info_.n_layer,
+                            .n_head_kv = info_.n_head_kv,
+                            .head_dim = info_.head_dim,
+                            .type = options_.kv_type,
+                            .has_plain_keys = tiers.in_rows};
   const KvGroups groups = has_packs ? split_groups(geometry, first_site, info_.n_embd)
                                     : KvGroups{geometry, std::nullopt};
   info_.n_kv_blocks = resolve_n_blocks(options.kv_budget_bytes, groups.block_bytes(), info_.n_ctx);
   info_.kv_bytes = static_cast<std::size_t>(info_.n_kv_blocks) * groups.block_bytes();
-  const KvTiers tiers = resolve_tiers(options_, *model_, backend_);
-  info_.kv_in_rows = tiers.in_rows;
   info_.n_kv_tokens = n_kv_tokens(groups, tiers, info_.n_kv_blocks, options_);
   cache_ =
       std::make_unique<KvCache>(groups, tiers, info_.n_kv_blocks, backend_, options_.prefix_cache);

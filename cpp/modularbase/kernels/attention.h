@@ -104,7 +104,7 @@ struct AttentionArgs {
   int layer;  // among the layers of the query windows
   std::int64_t n_head;
   std::int64_t qkv_stride;       // floats from one row of qkv to the next
-  const float* qkv;              // rotated q of each row comes first
+  const float* qkv;              // of each row q, k, v as rope_store() left them
   float scale;                   // 1 / sqrt(head_dim)
   float* out;                    // [n_head * head_dim, n_rows]
   std::atomic<int>* next_chunk;  // zero before the call
@@ -119,7 +119,8 @@ bool attention_supported(std::int64_t head_dim);
 /// arXiv:2205.14135). Spans of a few rows run position by position, split at fixed positions and
 /// merged in order, so that a row's result depends on nothing but its own sequence (bit for bit).
 /// 4-bit tiles meet queries and weights of 16 bits in integer products there.
-/// Longer spans run in tiles of rows; they agree with the former to rounding.
+/// Longer spans run in tiles of rows; they agree with the former to rounding, that of the cache to
+/// 8 bits included: a tile takes its span's own keys and values as they were before.
 void attention(const AttentionArgs& args, int ith, int nth);
 
 }  // namespace modularbase::kernels

@@ -26,8 +26,9 @@ struct Pages {
   int n_at_once = 1;
 
   void add(const Page& page) { pages[n++] = page; }
-  bool any(bool (*is)(const KvTierLayer&)) const {
-    return std::any_of(pages, pages + n, [&](const Page& page) { return is(*page.tier); });
+  bool has(TileFormat KvTierLayer::* kind, TileFormat format) const {
+    return std::any_of(pages, pages + n,
+                       [&](const Page& page) { return page.tier->*kind == format; });
   }
 };
 
@@ -97,7 +98,8 @@ TilesAhead tiles_ahead(const AttentionArgs& args, const AttentionItem& item,
 template <int G>
 struct Pass {
   Q4Queries<G> q4;
-  const float* q;  // [head_dim, G], scaled
+  const float* q;          // [head_dim, G], scaled
+  const float* q_rotated;  // the same times H, where keys are in 8 bits
   float* max[G];
   float* sum[G];
   float* o[G];        // [head_dim]
@@ -161,8 +163,8 @@ void page_scores(const Pass<G>& pass, std::int64_t head_dim, const Page& page, T
     case TileFormat::kQ4Keys:
       q4_scores<G>(pass.q, pass.q4, head_dim, page, prefetch, scores);
       break;
-    case TileFormat::kQ8_0:
-      row_scores<Q8_0Rows, G>(pass.q, head_dim, page, prefetch, scores);
+    case TileFormat::kQ8Keys:
+      row_scores<Q8_0Rows, G>(pass.q_rotated, head_dim, page, prefetch, scores);
       break;
     case TileFormat::kBF16:
       row_scores<BF16Rows, G>(pass.q, head_dim, page, prefetch, scores);
@@ -228,15 +230,18 @@ void attend_heads(const AttentionArgs& args, const Pages& pages, const float* so
                   TilesAhead& ahead, float* partial) {
   const std::int64_t head_dim = args.kv.head_dim;
   alignas(64) float q[G * kMaxHeadDim];
+  alignas(64) float q_rotated[G * kMaxHeadDim];
   alignas(64) float rotated[G * kMaxHeadDim];
   for (std::int64_t i = 0; i < G * head_dim; ++i) q[i] = source[i] * args.scale;
   Pass<G> pass;
   pass.q = q;
-  if (pages.any([](const KvTierLayer& tier) { return tier.k_format == TileFormat::kQ4Keys; })) {
-    pass.q4.round(q, head_dim);
+  pass.q_rotated = q_rotated;
+  if (pages.has(&KvTierLayer::k_format, TileFormat::kQ8Keys)) {
+    std::copy_n(q, G * head_dim, q_rotated);
+    hadamard_rotate_rows(q_rotated, G, head_dim);
   }
-  const bool is_rotated =
-      pages.any([](const KvTierLayer& tier) { return tier.v_format == TileFormat::kQ4Values; });
+  if (pages.has(&KvTierLayer::k_format, TileFormat::kQ4Keys)) pass.q4.round(q, head_dim);
+  const bool is_rotated = pages.has(&KvTierLayer::v_format, TileFormat::kQ4Values);
   if (is_rotated) std::fill_n(rotated, G * head_dim, 0.0f);
   for (int g = 0; g < G; ++g) {
     float* at = partial + g * (head_dim + 2);

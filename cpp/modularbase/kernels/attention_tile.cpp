@@ -8,6 +8,7 @@
 
 #include "modularbase/kernels/attention_rows.h"
 #include "modularbase/kernels/attention_scratch.h"
+#include "modularbase/kernels/hadamard.h"
 
 namespace modularbase::kernels {
 namespace {
@@ -99,6 +100,7 @@ class Tile {
           token_bits(in_block, std::min(kBlockTokens, in_block + end - at));
       const std::int32_t block = span_.block_table[at / kBlockTokens];
       load_page(page_of(args_.kv, kExactTier, block, kv_head_, visible));
+      load_own_rows(at);
       attend_page(at);
     }
     store_outputs();
@@ -139,6 +141,21 @@ class Tile {
                      [&](int token) { room_.log_weights.push_back(page.log_weight[token]); });
   }
 
+  // Where the cache rounds to 8 bits, the span's own tokens are taken as they were before: what a
+  // prompt's tokens mix at this layer goes into all that the layers above keep of them. The loaded
+  // tokens have positions from first on.
+  void load_own_rows(int first) {
+    if (args_.kv.tiers[kExactTier].k_format != TileFormat::kQ8Keys) return;
+    const std::int64_t n_head_kv = args_.kv.n_head_kv;
+    for (int token = std::max(0, span_.pos0 - first); token < n_tokens_; ++token) {
+      const std::int64_t row = span_.row0 + first + token - span_.pos0;
+      const float* key =
+          args_.qkv + row * args_.qkv_stride + (n_head_kv * group_ + kv_head_) * head_dim_;
+      std::copy_n(key, head_dim_, room_.keys.data() + token * head_dim_);
+      std::copy_n(key + n_head_kv * head_dim_, head_dim_, room_.values.data() + token * head_dim_);
+    }
+  }
+
   // Visible tokens move up and the rest becomes zeros: whatever else lies in the cache must not
   // meet a weight.
   void load_rows(TileFormat format, const std::byte* tile, std::uint64_t visible, float* rows) {
@@ -151,6 +168,10 @@ class Tile {
         break;
       case TileFormat::kQ8_0:
         convert<Q8_0Rows>(tile, visible, rows);
+        break;
+      case TileFormat::kQ8Keys:
+        convert<Q8_0Rows>(tile, visible, rows);
+        hadamard_rotate_rows(rows, n_tokens_, head_dim_);
         break;
       default:
         read_tile(format, tile, head_dim_, rows);

@@ -75,4 +75,9 @@ inline void hadamard_rotate(float* x, std::int64_t head_dim) {
   }
 }
 
+/// The same for n_rows of them.
+inline void hadamard_rotate_rows(float* rows, std::int64_t n_rows, std::int64_t head_dim) {
+  for (std::int64_t row = 0; row < n_rows; ++row) hadamard_rotate(rows + row * head_dim, head_dim);
+}
+
 }  // namespace modularbase::kernels

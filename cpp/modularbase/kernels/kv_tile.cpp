@@ -3,6 +3,9 @@
 #include <ggml-cpu.h>
 #include <ggml.h>
 
+#include <algorithm>
+
+#include "modularbase/kernels/hadamard.h"
 #include "modularbase/kernels/kv_tile_q4.h"
 
 namespace modularbase::kernels {
@@ -13,9 +16,21 @@ ggml_type row_type(TileFormat format) {
     case TileFormat::kBF16:
       return GGML_TYPE_BF16;
     case TileFormat::kQ8_0:
+    case TileFormat::kQ8Keys:
       return GGML_TYPE_Q8_0;
     default:
       return GGML_TYPE_F16;
+  }
+}
+
+// A part that is rotated is a whole number of blocks.
+void write_q8_key(const float* row, std::int64_t head_dim, std::byte* to) {
+  const std::int64_t n = hadamard_size(head_dim);
+  float part[kMaxHadamard];
+  for (std::int64_t d = 0; d < head_dim; d += n, to += ggml_row_size(GGML_TYPE_Q8_0, n)) {
+    std::copy_n(row + d, n, part);
+    hadamard_rotate(part, n);
+    ggml_get_type_traits_cpu(GGML_TYPE_Q8_0)->from_float(part, to, n);
   }
 }
 
@@ -56,6 +71,7 @@ void read_tile(TileFormat format, const std::byte* tile, std::int64_t head_dim, 
     default:
       ggml_get_type_traits(row_type(format))->to_float(tile, rows, n);
   }
+  if (format == TileFormat::kQ8Keys) hadamard_rotate_rows(rows, kBlockTokens, head_dim);
 }
 
 void write_tile(TileFormat format, const float* rows, std::int64_t head_dim, std::byte* tile) {
@@ -78,9 +94,9 @@ void write_tile(TileFormat format, const float* rows, std::int64_t head_dim, std
 void write_row(TileFormat format, const float* row, std::int64_t head_dim, int token,
                std::byte* tile) {
   const ggml_type type = row_type(format);
-  const std::size_t row_bytes = ggml_row_size(type, head_dim);
-  ggml_get_type_traits_cpu(type)->from_float(
-      row, tile + static_cast<std::size_t>(token) * row_bytes, head_dim);
+  std::byte* to = tile + static_cast<std::size_t>(token) * ggml_row_size(type, head_dim);
+  if (format == TileFormat::kQ8Keys) return write_q8_key(row, head_dim, to);
+  ggml_get_type_traits_cpu(type)->from_float(row, to, head_dim);
 }
 
 }  // namespace modularbase::kernels

@@ -12,6 +12,7 @@ inline constexpr int kBlockTokens = 64;  // tokens in one KV block
 ///
 /// kF16, kBF16: [token][head_dim].
 /// kQ8_0: ggml's block_q8_0 rows, [token][head_dim / 32].
+/// kQ8Keys: H k in such rows.
 /// kQ4Keys: H (k - mean) in signed half-bytes: mean F16 [head_dim], the block's own; scales F16
 ///   [head_dim / 32][token], then half-bytes for dot products over dims (kv_tile_q4.h).
 /// kQ4Values: H v in signed half-bytes: scales F16 [head_dim / 32][token], then half-bytes for dot
@@ -25,6 +26,7 @@ enum class TileFormat : std::uint8_t {
   kF16,
   kBF16,
   kQ8_0,
+  kQ8Keys,
   kQ4Keys,
   kQ4Values,
   kQ4KeyRows,

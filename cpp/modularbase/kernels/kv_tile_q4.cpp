@@ -210,12 +210,6 @@ void read_value_numbers(const std::byte* tile, std::int64_t head_dim, float* row
   }
 }
 
-void rotate_rows(float* rows, std::int64_t head_dim) {
-  for (int token = 0; token < kBlockTokens; ++token) {
-    hadamard_rotate(rows + token * head_dim, head_dim);
-  }
-}
-
 /// Writes the mean of all rows; mean [head_dim] is what it became in F16.
 std::vector<float> write_mean(const float* rows, std::int64_t head_dim, std::byte* to) {
   std::vector<float> mean(static_cast<std::size_t>(head_dim));
@@ -236,13 +230,13 @@ std::vector<float> centred_keys(const float* rows, std::int64_t head_dim, std::b
     float* key = keys.data() + token * head_dim;
     for (std::size_t d = 0; d < mean.size(); ++d) key[d] -= mean[d];
   }
-  rotate_rows(keys.data(), head_dim);
+  hadamard_rotate_rows(keys.data(), kBlockTokens, head_dim);
   return keys;
 }
 
 /// Turns what centred_keys() made back into keys.
 void uncentre_keys(const std::byte* mean_from, std::int64_t head_dim, float* rows) {
-  rotate_rows(rows, head_dim);
+  hadamard_rotate_rows(rows, kBlockTokens, head_dim);
   std::vector<float> mean(static_cast<std::size_t>(head_dim));
   ggml_fp16_to_fp32_row(reinterpret_cast<const std::uint16_t*>(mean_from), mean.data(), head_dim);
   for (int token = 0; token < kBlockTokens; ++token, rows += head_dim) {
@@ -252,7 +246,7 @@ void uncentre_keys(const std::byte* mean_from, std::int64_t head_dim, float* row
 
 std::vector<float> rotated_values(const float* rows, std::int64_t head_dim) {
   std::vector<float> values(rows, rows + kBlockTokens * head_dim);
-  rotate_rows(values.data(), head_dim);
+  hadamard_rotate_rows(values.data(), kBlockTokens, head_dim);
   return values;
 }
 
@@ -265,7 +259,7 @@ void read_q4_keys(const std::byte* tile, std::int64_t head_dim, float* rows) {
 
 void read_q4_values(const std::byte* tile, std::int64_t head_dim, float* rows) {
   read_value_numbers(tile, head_dim, rows);
-  rotate_rows(rows, head_dim);
+  hadamard_rotate_rows(rows, kBlockTokens, head_dim);
 }
 
 void write_q4_keys(const float* rows, std::int64_t head_dim, std::byte* tile) {
@@ -285,7 +279,7 @@ void read_q4_key_rows(const std::byte* tile, std::int64_t head_dim, float* rows)
 
 void read_q4_value_rows(const std::byte* tile, std::int64_t head_dim, float* rows) {
   read_q4_rows(tile, head_dim, rows);
-  rotate_rows(rows, head_dim);
+  hadamard_rotate_rows(rows, kBlockTokens, head_dim);
 }
 
 void write_q4_key_rows(const float* rows, std::int64_t head_dim, std::byte* tile) {

@@ -55,16 +55,17 @@ TierGeometry important_blocks(const KvGeometry& group, const KvTiers& tiers) {
     const auto index = static_cast<std::size_t>(group.first_layer + layer);
     const bool is_wide = index < tiers.wide_keys.size() && tiers.wide_keys[index];
     const TileFormat narrow = tiers.in_rows ? TileFormat::kQ4KeyRows : TileFormat::kQ4Keys;
-    geometry.k_formats.push_back(is_wide ? TileFormat::kQ8_0 : narrow);
+    geometry.k_formats.push_back(is_wide ? TileFormat::kQ8Keys : narrow);
   }
   geometry.v_format = tiers.in_rows ? TileFormat::kQ4ValueRows : TileFormat::kQ4Values;
   return geometry;
 }
 
 TierGeometry redundant_blocks(const KvGeometry& group, const KvTiers& tiers) {
-  const std::vector<TileFormat> formats(static_cast<std::size_t>(group.n_layer), TileFormat::kF16);
+  const std::vector<TileFormat> formats(static_cast<std::size_t>(group.n_layer),
+                                        TileFormat::kQ8Keys);
   TierGeometry geometry{
-      group.n_head_kv, group.head_dim, group.first_layer, formats, TileFormat::kF16, true, {}};
+      group.n_head_kv, group.head_dim, group.first_layer, formats, TileFormat::kQ8_0, true, {}};
   geometry.lacks = details_of(group, tiers);
   return geometry;
 }

@@ -22,11 +22,12 @@ struct KvGroups {
 struct KvTiers {
   bool has_important = false;
   bool has_redundant = false;
-  std::vector<bool> wide_keys;  // of the model's layers: 4 bits would lose too much of their keys
+  std::vector<bool> wide_keys =
+      {};  // of the model's layers: 4 bits would lose too much of their keys
   // Of the model's layers: slots would lose what they look up, so that they keep a redundant
   // token's keys and values in 4 bits. Empty: none.
-  std::vector<bool> detail_layers;
-  bool in_rows = false;  // tiles are made of ggml's rows, for graphs of its ops
+  std::vector<bool> detail_layers = {};
+  bool in_rows = false;  // rounded tiles are made of ggml's rows, for graphs of its ops
 };
 
 /// A tier's blocks of the layers of a group.

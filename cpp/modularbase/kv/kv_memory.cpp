@@ -3,14 +3,19 @@
 namespace modularbase {
 namespace {
 
-kernels::TileFormat tile_format(ggml_type type) {
-  switch (type) {
+struct Formats {
+  kernels::TileFormat k, v;
+};
+
+Formats formats_of(const KvGeometry& geometry) {
+  using enum kernels::TileFormat;
+  switch (geometry.type) {
     case GGML_TYPE_BF16:
-      return kernels::TileFormat::kBF16;
+      return {kBF16, kBF16};
     case GGML_TYPE_Q8_0:
-      return kernels::TileFormat::kQ8_0;
+      return {geometry.has_plain_keys ? kQ8_0 : kQ8Keys, kQ8_0};
     default:
-      return kernels::TileFormat::kF16;
+      return {kF16, kF16};
   }
 }
 
@@ -49,11 +54,11 @@ KvMemory::KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Back
 }
 
 kernels::KvLayer KvMemory::layer(int layer) const {
-  const kernels::TileFormat format = tile_format(geometry_.type);
+  const Formats formats = formats_of(geometry_);
   kernels::KvLayer result{
       .n_head_kv = geometry_.n_head_kv, .head_dim = geometry_.head_dim, .tiers = {}};
-  result.tiers[kernels::kExactTier] = {.k_format = format,
-                                       .v_format = format,
+  result.tiers[kernels::kExactTier] = {.k_format = formats.k,
+                                       .v_format = formats.v,
                                        .k = bytes_->data() + k(layer)->view_offs,
                                        .v = bytes_->data() + v(layer)->view_offs,
                                        .log_weight = nullptr,

@@ -123,8 +123,8 @@ ReferenceAttention::Segment ReferenceAttention::tier(GraphBuilder& g, const Refe
     mean = hadamard(g, inputs.hadamard, mean);  // [head_dim, n_blocks, n_head_kv]
     keys = ggml_add(ctx, ggml_reshape_4d(ctx, keys, head_dim, kBlock, n_blocks, config_.n_head_kv),
                     ggml_reshape_4d(ctx, mean, head_dim, 1, n_blocks, config_.n_head_kv));
-    q = hadamard(g, inputs.hadamard, q);
   }
+  if (tables.has_rotated_keys) q = hadamard(g, inputs.hadamard, q);
   const auto by_head = [&](Tensor rows) {
     return ggml_reshape_3d(ctx, rows, head_dim, kBlock * n_blocks, config_.n_head_kv);
   };

@@ -11,6 +11,7 @@ from modularbase.errors import BaseLoadError
 # every 64 tokens, which a half of it pays on average.
 _IMPORTANT_BITS = 4.625
 _EXACT_BYTES = 2
+_SLOT_BITS = 8.5  # 8, and a scale (F16) for every 32
 _LOG_WEIGHT_BYTES = 4
 
 
@@ -39,7 +40,7 @@ class TierCosts:
         n_values = 2 * n_head_kv * head_dim  # keys and values of a layer
         exact = n_values * _EXACT_BYTES
         important = n_values * _IMPORTANT_BITS / 8
-        slot = exact + n_head_kv * _LOG_WEIGHT_BYTES
+        slot = round(n_values * _SLOT_BITS / 8) + n_head_kv * _LOG_WEIGHT_BYTES
         return cls(
             n_layer * exact,
             n_layer * important,

@@ -252,12 +252,12 @@ TEST_CASE("rope_store rotates, normalises and writes what ggml's definition says
   }
 }
 
-TEST_CASE("rope_store keeps Q8_0 rows, and in the window the queries that the stride picks") {
+TEST_CASE("rope_store keeps rows in 8 bits, and in the window the queries that the stride picks") {
   constexpr std::int64_t kHeadDim = 32, kHeads = 2, kWindowRows = 2;
   constexpr int kRows = 7, kFirst = 62, kStride = 2, kLayer = 1;
-  std::vector<std::byte> tiles(2 * 2 * tile_bytes(TileFormat::kQ8_0, kHeadDim));
+  std::vector<std::byte> tiles(2 * 2 * tile_bytes(TileFormat::kQ8Keys, kHeadDim));
   KvLayer kv{.n_head_kv = 1, .head_dim = kHeadDim, .tiers = {}};
-  kv.tiers[kExactTier] = {.k_format = TileFormat::kQ8_0,
+  kv.tiers[kExactTier] = {.k_format = TileFormat::kQ8Keys,
                           .v_format = TileFormat::kQ8_0,
                           .k = tiles.data(),
                           .v = tiles.data() + tiles.size() / 2,
@@ -282,7 +282,7 @@ TEST_CASE("rope_store keeps Q8_0 rows, and in the window the queries that the st
   for (int row = 0; row < kRows; ++row) {
     const std::size_t tile_at =
         static_cast<std::size_t>(table[(kFirst + row) / kBlockTokens]) * tiles.size() / 4;
-    read_tile(TileFormat::kQ8_0, tiles.data() + tile_at, kHeadDim, keys.data());
+    read_tile(TileFormat::kQ8Keys, tiles.data() + tile_at, kHeadDim, keys.data());
     read_tile(TileFormat::kQ8_0, tiles.data() + tiles.size() / 2 + tile_at, kHeadDim,
               values.data());
     for (int d = 0; d < kHeadDim; ++d) {

@@ -37,10 +37,10 @@ class Tiers {
   Tiers(const Shape& shape, const std::vector<Row>& spans, unsigned seed)
       : shape_(shape), random_(seed) {
     kv_ = {.n_head_kv = shape.n_head_kv, .head_dim = shape.head_dim, .tiers = {}};
-    const TileFormat f16 = TileFormat::kF16;
-    add_tier(kExactTier, shape.exact, shape.exact);
+    const bool has_q8 = shape.exact == TileFormat::kQ8Keys;
+    add_tier(kExactTier, shape.exact, has_q8 ? TileFormat::kQ8_0 : shape.exact);
     add_tier(kImportantTier, shape.important_keys, TileFormat::kQ4Values);
-    add_tier(kRedundantTier, f16, f16);
+    add_tier(kRedundantTier, TileFormat::kQ8Keys, TileFormat::kQ8_0);
     for (const Row& row : spans) add_span(row);
     qkv_.resize(static_cast<std::size_t>(n_rows_ * stride()));
     for (float& value : qkv_) value = normal();
@@ -247,20 +247,29 @@ class Tiers {
     const float* q = qkv_.data() + (span.row0 + row) * stride() + head * shape_.head_dim;
     std::vector<double> scores;
     std::vector<const float*> values;
+    const auto add = [&](const float* key, const float* value, double log_weight) {
+      double score = 0.0;
+      for (std::int64_t d = 0; d < shape_.head_dim; ++d) {
+        score += static_cast<double>(q[d]) * key[d];
+      }
+      scores.push_back(score / std::sqrt(static_cast<double>(shape_.head_dim)) + log_weight);
+      values.push_back(value);
+    };
     const auto see = [&](std::int32_t index, std::int32_t block, int token) {
       const Tier& tier = tiers_[index];
       const std::size_t at = tile_at(block, kv_head);
       const auto offset = static_cast<std::ptrdiff_t>(token * shape_.head_dim);
-      double score = 0.0;
-      for (std::int64_t d = 0; d < shape_.head_dim; ++d) {
-        score += static_cast<double>(q[d]) * tier.keys[at][static_cast<std::size_t>(offset + d)];
-      }
-      score /= std::sqrt(static_cast<double>(shape_.head_dim));
-      if (index == kRedundantTier) {
-        score += tier.log_weights[at * kBlockTokens + static_cast<std::size_t>(token)];
-      }
-      scores.push_back(score);
-      values.push_back(tier.values[at].data() + offset);
+      const double log_weight =
+          index == kRedundantTier
+              ? tier.log_weights[at * kBlockTokens + static_cast<std::size_t>(token)]
+              : 0.0;
+      add(tier.keys[at].data() + offset, tier.values[at].data() + offset, log_weight);
+    };
+    const bool is_own_exact = shape_.exact == TileFormat::kQ8Keys && span.n_rows >= kTileSpanRows;
+    const auto see_own = [&](int own_row) {
+      const float* key = qkv_.data() + (span.row0 + own_row) * stride() +
+                         (shape_.n_head + kv_head) * shape_.head_dim;
+      add(key, key + shape_.n_head_kv * shape_.head_dim, 0.0);
     };
     for (const KvSegment& segment : segments_[span_index]) {
       if (segment.tier == kDetailTier) continue;
@@ -269,7 +278,11 @@ class Tiers {
       }
     }
     for (int position = span.first; position <= span.pos0 + row; ++position) {
-      see(kExactTier, span.block_table[position / kBlockTokens], position % kBlockTokens);
+      if (is_own_exact && position >= span.pos0) {
+        see_own(position - span.pos0);
+      } else {
+        see(kExactTier, span.block_table[position / kBlockTokens], position % kBlockTokens);
+      }
     }
     const double largest = *std::max_element(scores.begin(), scores.end());
     double sum = 0.0;
@@ -325,10 +338,10 @@ TEST_CASE("attention over segments equals its definition, whatever lies in unuse
     for (std::int64_t group = 1; group <= 8; ++group) {
       const bool has_q8 = group % 3 == 0;
       const Shape shape{2 * group, 2, head_dim,
-                        has_q8           ? TileFormat::kQ8_0
+                        has_q8           ? TileFormat::kQ8Keys
                         : group % 3 == 1 ? TileFormat::kF16
                                          : TileFormat::kBF16,
-                        group % 4 == 0 ? TileFormat::kQ8_0 : TileFormat::kQ4Keys};
+                        group % 4 == 0 ? TileFormat::kQ8Keys : TileFormat::kQ4Keys};
       CAPTURE(head_dim);
       CAPTURE(group);
       Tiers tiers(shape, kMixed, ++seed);

@@ -368,6 +368,9 @@ TEST_CASE("layers that keep details have no slots, and 4 bits of every token tha
   CHECK(test.view(1).tiers[kernels::kRedundantTier].k != nullptr);
   CHECK(test.view(1).tiers[kernels::kDetailTier].k == nullptr);
   CHECK(test.view(2).tiers[kernels::kRedundantTier].k == nullptr);
+  // Keys and values in 8 bits and a scale of 16 for every 32, and a log weight, in two layers.
+  CHECK(test.cache.block_bytes(kernels::kRedundantTier) ==
+        2 * kHeadsKv * kBlockTokens * (2 * kHeadDim * 34 / 32 + 4));
   CHECK(test.worst_error(Tier::kRedundant) < 1.0);  // as of important tokens
   CHECK(test.worst_error(Tier::kRedundant) > 0.01);
   CHECK(test.cache.used_bytes() == test.counted_bytes());
