@@ -86,8 +86,7 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
   const KvGeometry geometry{.n_layer = info_.n_layer,
                             .n_head_kv = info_.n_head_kv,
                             .head_dim = info_.head_dim,
-                            .type = options_.kv_type,
-                            .has_plain_keys = tiers.in_rows};
+                            .type = options_.kv_type};
   const KvGroups groups = has_packs ? split_groups(geometry, first_site, info_.n_embd)
                                     : KvGroups{geometry, std::nullopt};
   info_.n_kv_blocks = resolve_n_blocks(options.kv_budget_bytes, groups.block_bytes(), info_.n_ctx);

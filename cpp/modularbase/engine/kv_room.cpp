@@ -75,14 +75,13 @@ KvTiers resolve_tiers(const ResolvedOptions& options, const Model& model, const 
     throw InvalidRequestError("kv", "f16 or bf16, for heads that are no multiple of 32 wide",
                               "a rounded one; head_dim " + std::to_string(model.config.head_dim));
   }
-  const bool in_rows = is_rounded && attention_path(options, model.config.head_dim, backend) ==
-                                         KernelPath::kReference;
-  if (options.tiers.mode == KvMode::kExact) return {.in_rows = in_rows};
-  return {.has_important = true,
-          .has_redundant = options.tiers.mode == KvMode::kTiered,
-          .wide_keys = wide_keys(model),
-          .detail_layers = detail_layers(options.kv_detail_layers, model.config.n_layer),
-          .in_rows = in_rows};
+  if (options.tiers.mode == KvMode::kExact) return {};
+  return {
+      .has_important = true,
+      .has_redundant = options.tiers.mode == KvMode::kTiered,
+      .wide_keys = wide_keys(model),
+      .detail_layers = detail_layers(options.kv_detail_layers, model.config.n_layer),
+      .in_rows = attention_path(options, model.config.head_dim, backend) == KernelPath::kReference};
 }
 
 std::int64_t n_kv_tokens(const KvGroups& groups, const KvTiers& tiers, std::int64_t n_blocks,

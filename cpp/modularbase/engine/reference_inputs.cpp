@@ -209,13 +209,13 @@ ReferenceInputs add_reference_inputs(GraphBuilder& g, const KvGroup& group, std:
   inputs.write_rows = g.input("write_rows", GGML_TYPE_I64, n_head_kv * n_rows);
   inputs.read_rows = g.input("read_rows", GGML_TYPE_I32, shape.n_kv * n_head_kv);
   inputs.mask = g.input("mask", GGML_TYPE_F32, shape.n_kv, n_rows);
-  bool is_rotated = false;
+  bool is_rotated = geometry.type == GGML_TYPE_Q8_0;
   for (std::size_t i = 0; i < shape.n_blocks.size(); ++i) {
     const std::int64_t n_blocks = shape.n_blocks[i];
     if (n_blocks == 0) continue;
     inputs.tiers[i] = {g.input("tier_blocks", GGML_TYPE_I32, n_blocks, n_head_kv),
                        g.input("tier_mask", GGML_TYPE_F32, kBlock * n_blocks, n_rows)};
-    is_rotated = is_rotated || i != kernels::kRedundantTier;
+    is_rotated = true;
   }
   if (is_rotated) {
     const std::int64_t n = kernels::hadamard_size(geometry.head_dim);

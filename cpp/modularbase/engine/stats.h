@@ -29,7 +29,7 @@ struct EngineInfo {
   std::size_t kv_bytes = 0;      // all blocks
   std::int64_t n_kv_blocks = 0;
   std::int64_t n_kv_tokens = 0;  // the longest sequence they have room for
-  bool kv_in_rows = false;       // rounded tiles are ggml's rows, for graphs of its ops
+  bool kv_in_rows = false;       // 4-bit tiles are ggml's rows, for graphs of its ops
   int first_site = -1;  // layers up to it share their KV between packs; -1: the engine has no packs
   double load_us = 0.0;
 };

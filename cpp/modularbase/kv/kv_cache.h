@@ -27,7 +27,7 @@ struct KvTiers {
   // Of the model's layers: slots would lose what they look up, so that they keep a redundant
   // token's keys and values in 4 bits. Empty: none.
   std::vector<bool> detail_layers = {};
-  bool in_rows = false;  // rounded tiles are made of ggml's rows, for graphs of its ops
+  bool in_rows = false;  // 4-bit tiles are made of ggml's rows, for graphs of its ops
 };
 
 /// A tier's blocks of the layers of a group.

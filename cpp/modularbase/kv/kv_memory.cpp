@@ -7,13 +7,13 @@ struct Formats {
   kernels::TileFormat k, v;
 };
 
-Formats formats_of(const KvGeometry& geometry) {
+Formats formats_of(ggml_type type) {
   using enum kernels::TileFormat;
-  switch (geometry.type) {
+  switch (type) {
     case GGML_TYPE_BF16:
       return {kBF16, kBF16};
     case GGML_TYPE_Q8_0:
-      return {geometry.has_plain_keys ? kQ8_0 : kQ8Keys, kQ8_0};
+      return {kQ8Keys, kQ8_0};
     default:
       return {kF16, kF16};
   }
@@ -54,7 +54,7 @@ KvMemory::KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Back
 }
 
 kernels::KvLayer KvMemory::layer(int layer) const {
-  const Formats formats = formats_of(geometry_);
+  const Formats formats = formats_of(geometry_.type);
   kernels::KvLayer result{
       .n_head_kv = geometry_.n_head_kv, .head_dim = geometry_.head_dim, .tiers = {}};
   result.tiers[kernels::kExactTier] = {.k_format = formats.k,

@@ -21,7 +21,6 @@ struct KvGeometry {
   ggml_type type = GGML_TYPE_F16;  // F16, BF16 or Q8_0
   std::int64_t first_layer = 0;
   std::int64_t mid_width = 0;
-  bool has_plain_keys = false;  // of Q8_0: written by ggml's ops, which do not rotate them
 
   bool holds(int layer) const { return layer >= first_layer && layer < first_layer + n_layer; }
   /// Rows [head_dim] of one block: keys and values of every layer.

@@ -93,8 +93,6 @@ TileTables TierMemory::make_tables(std::size_t layer) const {
   const std::size_t k = offsets_[layer];
   const std::size_t v = k + n_head * k_bytes;
   TileTables tables{.k = make(k_type, n_tile, k, k_bytes), .v = make(v_type, n_tile, v, v_bytes)};
-  tables.has_rotated_keys =
-      k_format == kernels::TileFormat::kQ4KeyRows || k_format == kernels::TileFormat::kQ8Keys;
   if (k_format == kernels::TileFormat::kQ4KeyRows) {
     tables.k_mean =
         make(GGML_TYPE_F16, geometry_.head_dim, k + ggml_row_size(k_type, n_tile), k_bytes);

@@ -28,13 +28,13 @@ struct TierGeometry {
 };
 
 /// A tier's tiles of one layer as tables for ggml_get_rows, whose row is a whole tile. Null: the
-/// layer lacks the tier, or the formats have no such thing. Values of Q4_0 are rotated.
+/// layer lacks the tier, or the formats have no such thing. Rounded keys are rotated, and values of
+/// Q4_0.
 struct TileTables {
   Tensor k = nullptr;       // [64 * head_dim, n_blocks, n_head_kv]; less k_mean where there is one
   Tensor k_mean = nullptr;  // F16 [head_dim, n_blocks, n_head_kv]
   Tensor v = nullptr;       // [64 * head_dim, n_blocks, n_head_kv]
   Tensor log_weight = nullptr;  // F32 [64, n_blocks, n_head_kv]
-  bool has_rotated_keys = false;
 };
 
 /// The memory of a tier's blocks, each one run of bytes ordered by layer: the heads' key tiles,

@@ -80,6 +80,7 @@ Tensor ReferenceAttention::store(GraphBuilder& g, Tensor qkv, Tensor q_norm, Ten
   const std::int64_t n_head_kv = config_.n_head_kv;
   Tensor k = rotate(g, inputs, heads(g, qkv, n_head, n_head_kv), k_norm);
   Tensor v = heads(g, qkv, n_head + n_head_kv, n_head_kv);
+  if (inputs.group->memory().geometry().type == GGML_TYPE_Q8_0) k = hadamard(g, inputs.hadamard, k);
   k_rows_ = write(g, inputs, inputs.group->memory().k(layer), k);
   v_rows_ = write(g, inputs, inputs.group->memory().v(layer), v);
   return rotate(g, inputs, heads(g, qkv, 0, n_head), q_norm);
@@ -94,6 +95,7 @@ Tensor ReferenceAttention::read(GraphBuilder& g, const ReferenceInputs& inputs,
 ReferenceAttention::Segment ReferenceAttention::exact(GraphBuilder& g,
                                                       const ReferenceInputs& inputs,
                                                       Tensor q) const {
+  if (k_rows_->type == GGML_TYPE_Q8_0) q = hadamard(g, inputs.hadamard, q);
   return {dot(g, read(g, inputs, k_rows_), q), inputs.mask, read(g, inputs, v_rows_), false};
 }
 
@@ -124,7 +126,7 @@ ReferenceAttention::Segment ReferenceAttention::tier(GraphBuilder& g, const Refe
     keys = ggml_add(ctx, ggml_reshape_4d(ctx, keys, head_dim, kBlock, n_blocks, config_.n_head_kv),
                     ggml_reshape_4d(ctx, mean, head_dim, 1, n_blocks, config_.n_head_kv));
   }
-  if (tables.has_rotated_keys) q = hadamard(g, inputs.hadamard, q);
+  if (ggml_is_quantized(tables.k->type)) q = hadamard(g, inputs.hadamard, q);
   const auto by_head = [&](Tensor rows) {
     return ggml_reshape_3d(ctx, rows, head_dim, kBlock * n_blocks, config_.n_head_kv);
   };

@@ -71,8 +71,7 @@ class Context {
         cache_({{.n_layer = kLayers,
                  .n_head_kv = shape.n_head_kv,
                  .head_dim = shape.head_dim,
-                 .type = shape.exact,
-                 .has_plain_keys = in_rows},
+                 .type = shape.exact},
                 std::nullopt},
                {.has_important = true,
                 .has_redundant = true,
@@ -242,7 +241,7 @@ TEST_CASE("ggml's ops agree with the fused attention over blocks of all tiers") 
     Context reference(shape, true, kBatch, seed);
     for (int layer = 0; layer < kLayers; ++layer) {
       CAPTURE(layer);
-      // Of Q8_0, the kernel rotates the keys, and does not round those of the rows themselves.
+      // Of Q8_0, the kernel does not round keys and values of the rows themselves.
       const double tolerance = shape.exact == GGML_TYPE_Q8_0 ? 5e-2 : kTolerance;
       CHECK(worst(reference.attend(false, layer), fused.attend(true, layer)) < tolerance);
       // A query is an F16 of up to 4: its last place is 2e-3.

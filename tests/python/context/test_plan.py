@@ -285,8 +285,8 @@ def test_a_budget_below_the_floors_says_what_needs_it(chat_of: ChatOf) -> None:
 
 
 def test_costs_of_a_base() -> None:
-    # SmolLM2: 23040 bytes a token in F16; 4.625 of 16 bits of it.
-    assert TierCosts(23040, 6660.0, 23040 + 4 * 90) == COSTS
+    # SmolLM2: 23040 bytes a token in F16; 4.625 of 16 bits of it; 8.5, and a weight for each head.
+    assert TierCosts(23040, 6660.0, 12240 + 4 * 90) == COSTS
     metadata: dict[str, object] = {
         "general.architecture": "llama",
         "llama.block_count": 30,
