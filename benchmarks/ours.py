@@ -160,7 +160,7 @@ class Session:
         return self._turn(known, n_gen + 1)
 
     def _turn(self, known: tuple[int, ...], n_gen: int) -> float:
-        from modularbase.conversation import Turn
+        from modularbase.conversation_host import Turn
         from modularbase.types import SamplingParams
 
         params = SamplingParams(max_tokens=n_gen, temperature=0, ignore_eos=True)

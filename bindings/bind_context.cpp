@@ -160,6 +160,11 @@ void bind_context(py::module_& module, py::class_<Engine>& engine) {
              int layer) { return self.attention_received(id, to_spans(spans), layer); },
           py::arg("id"), py::arg("spans"), py::arg("layer"), release_gil)
       .def(
+          "expected_attention",
+          [](Engine& self, ConversationId id, const std::vector<std::tuple<int, int>>& spans,
+             int layer) { return self.expected_attention(id, to_spans(spans), layer); },
+          py::arg("id"), py::arg("spans"), py::arg("layer"), release_gil)
+      .def(
           "forget",
           [](Engine& self, ConversationId id, const std::vector<std::tuple<int, int>>& ranges) {
             std::vector<PositionRange> list;

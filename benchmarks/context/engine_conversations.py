@@ -12,7 +12,8 @@ from benchmarks.context.engine_systems import last_logits, total_bytes
 from modularbase import Engine
 from modularbase.context.plan import ContextGrader
 from modularbase.context_types import ContextOptions
-from modularbase.conversation import Conversation, Host, Turn
+from modularbase.conversation import Conversation
+from modularbase.conversation_host import Host, Turn
 from modularbase.errors import ContextBudgetError
 from modularbase.types import FloatArray, KvKind, Result, SamplingParams
 

@@ -840,6 +840,16 @@ class Engine:
         max_error: typing.SupportsFloat | typing.SupportsIndex,
     ) -> CompactionReport: ...
     def context_state(self, id: typing.SupportsInt | typing.SupportsIndex) -> ContextState: ...
+    def expected_attention(
+        self,
+        id: typing.SupportsInt | typing.SupportsIndex,
+        spans: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+            ]
+        ],
+        layer: typing.SupportsInt | typing.SupportsIndex,
+    ) -> list[float]: ...
     def forget(
         self,
         id: typing.SupportsInt | typing.SupportsIndex,

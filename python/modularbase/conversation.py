@@ -4,159 +4,28 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from modularbase.bases.chat_template import ChatTemplate
-from modularbase.bases.identity import BaseIdentity
-from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.chat import Chat
-from modularbase.context.costs import TierCosts
 from modularbase.context.forgetting import ranges_of, spans_to_forget
-from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
-from modularbase.context.scores import Scores, SpanSignals
+from modularbase.context.plan import ContextGrader, TierPlan
+from modularbase.context.scores import SpanSignals
 from modularbase.context.similarity import similarity_to_newest
-from modularbase.context.spans import Span, cut_spans
-from modularbase.context_types import ContextOptions, ContextReport, Tier
-from modularbase.conversation_file import (
-    Header,
-    Kept,
-    Layout,
-    read_conversation,
-    write_conversation,
-)
+from modularbase.context.spans import cut_spans
+from modularbase.context.surprise import Surprises
+from modularbase.context_types import ContextOptions, ContextReport
+from modularbase.conversation_file import Header, Kept, read_conversation, write_conversation
+from modularbase.conversation_host import Host, Turn, kept_report
+from modularbase.conversation_signals import span_signals
 from modularbase.errors import CancelledError, ConversationFileError, InvalidRequestError
 from modularbase.generation import Generation
 from modularbase.request_specs import chosen_params
 from modularbase.types import Message, Packs, Result, SamplingParams
-
-# Attention is looked at in every so many layers: they agree on what matters, and a look costs time.
-_LAYER_STEP = 6
-
-
-class State(Protocol):
-    """What the runtime keeps of a conversation, and where."""
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens whose keys and values are there."""
-
-    @property
-    def n_compacted(self) -> int:
-        """Of these, the ones that lie in tiers."""
-
-    @property
-    def tiers(self) -> bytes:
-        """A code for each of them."""
-
-    @property
-    def spans(self) -> Sequence[tuple[int, int, int]]:
-        """Summarised tokens: first position, how many, slots."""
-
-    @property
-    def key_bytes(self) -> int:
-        """What they take, by tier."""
-
-    @property
-    def important_bytes(self) -> int:
-        """The same."""
-
-    @property
-    def redundant_bytes(self) -> int:
-        """The same."""
-
-    @property
-    def own_bytes(self) -> int:
-        """What the others take."""
-
-
-class Runtime(Protocol):
-    """The part of the runtime that keeps conversations."""
-
-    def open_conversation(self) -> int:
-        """A new one."""
-
-    def fork_conversation(self, id: int) -> int:
-        """A second one that goes on from the same."""
-
-    def close_conversation(self, id: int) -> None:
-        """Forgets it."""
-
-    def context_state(self, id: int) -> State:
-        """What it keeps."""
-
-    def attention_received(
-        self, id: int, spans: Sequence[tuple[int, int]], layer: int
-    ) -> Sequence[float]:
-        """Mean share of attention of a token of each span."""
-
-    def save_conversation(self, id: int) -> Any:
-        """An image of it."""
-
-    def load_conversation(self, image: Any) -> int:
-        """A new one, made of an image."""
-
-    def forget(self, id: int, ranges: Sequence[tuple[int, int]]) -> Any:
-        """Takes ranges out of its tokens."""
-
-    def compact(
-        self, id: int, tiers: bytes, spans: Sequence[tuple[int, int, int]], max_error: float
-    ) -> Any:
-        """Carries out a plan."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What an engine is asked in a turn.
-
-    Attributes:
-        token_ids: All tokens of the conversation so far.
-        tiers: A code for each of the first tokens.
-        rehydrate: Where summarised spans start that are to be computed again.
-        conversation: Which one it is.
-        params: How tokens are chosen.
-        packs: As in `Engine.submit`.
-    """
-
-    token_ids: Sequence[int]
-    tiers: bytes
-    rehydrate: Sequence[int]
-    conversation: int
-    params: SamplingParams
-    packs: Packs
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """The engine that conversations are kept by, as far as they see it.
-
-    Attributes:
-        runtime: What keeps them.
-        submit: Queues a turn.
-        make_image: Makes what `Runtime.load_conversation` takes, of the fields of `Kept` and bytes.
-        template: The base's.
-        tokenizer: The base's.
-        base: Which base it is.
-        costs: What its tokens take.
-        layout: Which bytes its blocks have.
-        n_ctx: The longest sequence, in tokens.
-    """
-
-    runtime: Runtime
-    submit: Callable[[Turn], Generation]
-    make_image: Callable[..., Any]
-    template: ChatTemplate
-    tokenizer: Tokenizer
-    base: BaseIdentity
-    costs: TierCosts
-    layout: Layout
-    n_ctx: int
 
 
 class Conversation:
@@ -173,6 +42,7 @@ class Conversation:
         self._options, self._packs = options, packs
         self._chat = Chat(host.template, host.tokenizer)
         self._grader = ContextGrader()
+        self._surprises = Surprises()
         self._plan: TierPlan | None = None
         self._n_rehydrated = 0
         self._n_forgotten = 0
@@ -208,6 +78,7 @@ class Conversation:
         self._id = restored
         self._chat.restore(header.chat)
         self._grader.restore(header.grader)
+        self._surprises = Surprises()
         self._n_forgotten = header.forgotten_tokens
 
     def __enter__(self) -> Conversation:
@@ -262,7 +133,7 @@ class Conversation:
         """
         with self._turn(content, params, overrides) as generation:
             result = generation.result()
-            self._chat.add_generated(result.token_ids)
+            self._add_answer(result)
         return replace(result, context=self.context)
 
     def stream(
@@ -283,7 +154,8 @@ class Conversation:
             finally:
                 if not ended:
                     generation.cancel()
-            self._chat.add_generated(result.token_ids)
+                    generation.wait()  # until then a request has the conversation's memory
+            self._add_answer(result)
 
     def fork(self) -> Conversation:
         """A second conversation that goes on from here, to try another way.
@@ -372,6 +244,7 @@ class Conversation:
                     self._compact(self._options)
             except BaseException:
                 self._chat = before
+                self._surprises.truncate(len(before.token_ids))
                 raise
 
     @contextmanager
@@ -410,8 +283,15 @@ class Conversation:
         # What the engine cannot move it computes again.
         self._runtime.forget(self._open_id(), ranges)
         self._grader.forget(ranges)
+        self._surprises.forget(ranges)
         self._n_forgotten += sum(n_tokens for _, n_tokens in ranges)
         return shorter
+
+    def _add_answer(self, result: Result) -> None:
+        """Log-probabilities take the whole output head, so that only who asks for them has them."""
+        logprobs = [token.logprob for token in result.logprobs or ()]
+        self._surprises.add(len(self._chat.token_ids), logprobs)
+        self._chat.add_generated(result.token_ids)
 
     def _next_turn(self, params: SamplingParams) -> Turn:
         tiers, rehydrate = b"", []
@@ -440,26 +320,15 @@ class Conversation:
     def _compact(self, options: ContextOptions) -> None:
         spans = cut_spans(self._chat.sections)
         n_past = max(0, len(self._chat.token_ids) - options.window_tokens)
-        plan = self._graded(self._signals(spans, n_past))
+        plan = self._graded(
+            span_signals(self._host, self._open_id(), spans, n_past, self._surprises)
+        )
         slots = [(s.start, s.n_tokens, s.n_slots) for s in plan.slot_spans if s.is_new]
         done = self._runtime.compact(
             self._open_id(), plan.tiers[:n_past], slots, options.max_fit_error
         )
         if done.outcome.name == "done":
             self._grader.accept(plan, {start for start, _, _ in done.refused})
-
-    def _signals(self, spans: Sequence[Span], n_past: int) -> SpanSignals:
-        """Attention is what the window's queries give, so only spans before it get any."""
-        attention: Scores = np.full(len(spans), np.nan)
-        n_layer = self._host.layout.n_layer
-        places = [(span.start, span.n_tokens) for span in spans if span.end <= n_past]
-        if places:
-            looks = [
-                self._runtime.attention_received(self._open_id(), places, layer)
-                for layer in range(n_layer // 2 % _LAYER_STEP, n_layer, _LAYER_STEP)
-            ]
-            attention[: len(places)] = np.mean(looks, axis=0)
-        return SpanSignals(attention_mass=attention, similarity=similarity_to_newest(spans))
 
 
 def _messages(content: str | Message | Sequence[Message]) -> list[Message]:
@@ -471,22 +340,3 @@ def _messages(content: str | Message | Sequence[Message]) -> list[Message]:
 def _n_answer(params: SamplingParams, host: Host) -> int:
     """Room for the answer: all of it, or where its length is open, an eighth of the context."""
     return host.n_ctx // 8 if params.max_tokens is None else params.max_tokens
-
-
-def kept_report(planned: ContextReport, state: State) -> ContextReport:
-    """What was planned, with what is there instead of what was expected."""
-    codes = {code: tier for tier, code in TIER_CODES.items()}
-    tokens = dict.fromkeys(Tier, 0)
-    for code in state.tiers:
-        tokens[codes[code]] += 1
-    return replace(
-        planned,
-        tokens=tokens,
-        n_bytes={
-            Tier.KEY: state.key_bytes,
-            Tier.IMPORTANT: state.important_bytes,
-            Tier.REDUNDANT: state.redundant_bytes,
-        },
-        window_tokens=state.n_tokens - state.n_compacted,
-        window_bytes=state.own_bytes,
-    )

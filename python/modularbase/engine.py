@@ -18,8 +18,9 @@ from modularbase.context.chat import Chat, Sectioned, split_tiers
 from modularbase.context.costs import TierCosts
 from modularbase.context.prompt import ids_prompt, text_prompt
 from modularbase.context_types import ContextOptions
-from modularbase.conversation import Conversation, Host, Turn
+from modularbase.conversation import Conversation
 from modularbase.conversation_file import Layout
+from modularbase.conversation_host import Host, Turn
 from modularbase.errors import InvalidRequestError
 from modularbase.generation import Generation, Ticket
 from modularbase.gguf_file import read_metadata

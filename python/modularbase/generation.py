@@ -220,6 +220,11 @@ class Generation:
         self._ticket.cancel()
         self._packs.release()
 
+    def wait(self) -> None:
+        """Waits for the end, whichever it is."""
+        while not self._ticket.wait_finished(_WAIT_MS):
+            pass
+
     def finished(self) -> bool:
         """Whether all of it has been generated."""
         return self._ended or self._ticket.finished()
@@ -255,8 +260,8 @@ class Generation:
             return self._ended
 
     def _result(self) -> Result:
-        while self._matcher.matched is not None and not self._ticket.wait_finished(_WAIT_MS):
-            pass
+        if self._matcher.matched is not None:
+            self.wait()
         context = self._context.settle() if self._context else None
         raw = self._ticket.result()
         used, fallbacks = self._packs.outcome(raw.pack_choice, raw.pack_errors)

@@ -17,7 +17,7 @@ from modularbase.context.scores import SpanSignals
 from modularbase.context.similarity import similarity_to_newest
 from modularbase.context.spans import cut_spans
 from modularbase.context_types import ContextOptions, ContextReport, Tier
-from modularbase.conversation import Runtime, kept_report
+from modularbase.conversation_host import Runtime, kept_report
 from modularbase.errors import CancelledError, ContextBudgetError
 from modularbase.generation import Ticket
 

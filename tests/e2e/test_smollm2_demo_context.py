@@ -11,7 +11,7 @@ COMMAND = Path(sys.executable).with_name("modularbase")
 
 
 def test_a_context_shrinks_and_its_first_rule_holds(smollm2: Path) -> None:
-    arguments = ("--turns", "12", "--budget", "9MB", "--json")
+    arguments = ("--turns", "10", "--budget", "7MB", "--threads", "1", "--json")
     done = subprocess.run(
         [COMMAND, "demo", "context", "--base", smollm2, *arguments],
         capture_output=True,
@@ -20,17 +20,16 @@ def test_a_context_shrinks_and_its_first_rule_holds(smollm2: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["turn"] for row in rows] == [*range(1, 13)]
-    assert [row["turn"] for row in rows if row["probe"]] == [5, 10, 12]
+    assert [row["turn"] for row in rows] == [*range(1, 11)]
+    assert [row["turn"] for row in rows if row["probe"]] == [5, 10]
     for row in rows:
         assert sum(row["tokens"].values()) == row["total_tokens"]
         assert sum(row["n_bytes"].values()) == row["total_bytes"]
         assert row["ratio"] == row["f16_bytes"] / row["total_bytes"]
     last = rows[-1]
     assert last["tokens"]["important"] > 200 and last["tokens"]["key"] < 200
-    assert last["ratio"] > 2.0
-    # Of the tokens before the window, tiers change the least of what was said first.
-    assert rows[0]["tiered"] == rows[0]["f16"]
+    assert last["tokens"]["redundant"] > 0 and any(row["demoted"] for row in rows)
+    assert last["ratio"] > 1.3  # a window of 4.4 MB is in it
     for row in rows[4:]:
         assert row["f16"]["obeys"] and row["tiered"]["obeys"], row
         if row["probe"]:

@@ -15,7 +15,6 @@ from modularbase.errors import (
     CancelledError,
     ContextBudgetError,
     ContextLengthError,
-    ConversationFileError,
     InvalidRequestError,
 )
 from modularbase.types import KvKind, Message
@@ -71,16 +70,17 @@ def test_what_a_caller_calls_redundant_becomes_slots(load: LoadEngine, attention
         assert any(d.tier is Tier.REDUNDANT for d in report.decisions)
 
 
-def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine) -> None:
+@pytest.mark.parametrize("attention", ["fused", "reference"])
+def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine, attention: str) -> None:
     wanted = "my aunt keeps bees behind her house and sells honey on fine mornings in the village"
     options = ContextOptions(
-        budget_bytes=450_000,
+        budget_bytes=350_000,
         demote_below=10.0,
         demote_after_checks=1,
         max_fit_error=1e9,
         rehydrate_above=0.5,
     )
-    with load("tiered").conversation(context=options) as talk:
+    with load("tiered", attention=attention).conversation(context=options) as talk:
         talk.chat(CHATTER, **GREEDY)
         talk.chat(wanted, **GREEDY)
         for word in ("garden", "weather", "window", "kitchen", "holiday"):
@@ -93,9 +93,13 @@ def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine) -> No
         assert report is not None and report.rehydrated_tokens == told.n_tokens
 
 
-@pytest.mark.parametrize("kv", ["f16", "tiered"])
-def test_a_conversation_outgrows_its_base(load: LoadEngine, tmp_path: Path, kv: KvKind) -> None:
-    engine = load(kv, n_ctx=1024)
+@pytest.mark.parametrize(
+    ("kv", "attention"), [("f16", "fused"), ("tiered", "fused"), ("tiered", "reference")]
+)
+def test_a_conversation_outgrows_its_base(
+    load: LoadEngine, tmp_path: Path, kv: KvKind, attention: str
+) -> None:
+    engine = load(kv, n_ctx=1024, attention=attention)
     rule = "You must always call me Ada."
     with engine.conversation() as talk:
         talk.chat(rule, **GREEDY)
@@ -276,38 +280,6 @@ def test_saved_and_loaded(load: LoadEngine, tmp_path: Path, kv: KvKind, attentio
             assert found.context is not None and wanted.context is not None
             assert found.context.tokens == wanted.context.tokens
             assert found.context.n_bytes == wanted.context.n_bytes
-
-
-def test_a_file_that_was_changed_or_cut_is_refused(load: LoadEngine, tmp_path: Path) -> None:
-    path, broken = tmp_path / "talk.mbconv", tmp_path / "broken.mbconv"
-    engine = load("tiered")
-    with engine.conversation() as talk:
-        talk.chat(CHATTER * 8, **GREEDY)
-        talk.save(path)
-        content = path.read_bytes()
-        before = (talk.messages, talk.token_ids)
-        for n in (0, 4, 20, len(content) // 2, len(content) - 1):
-            broken.write_bytes(content[:n])
-            with pytest.raises(ConversationFileError):
-                talk.restore(broken)
-        for at in (0, 12, 200, len(content) // 2, len(content) - 5):
-            changed = bytearray(content)
-            changed[at] ^= 1
-            broken.write_bytes(changed)
-            with pytest.raises(ConversationFileError):
-                talk.restore(broken)
-        assert (talk.messages, talk.token_ids) == before
-        talk.chat("still there?", **GREEDY)
-
-
-def test_a_file_of_another_cache_is_refused(load: LoadEngine, tmp_path: Path) -> None:
-    path = tmp_path / "talk.mbconv"
-    with load("tiered").conversation() as talk:
-        talk.chat(CHATTER * 8, **GREEDY)
-        talk.save(path)
-    for engine in (load("f16"), load("tiered", attention="reference")):  # other tiles, as long
-        with engine.conversation() as other, pytest.raises(ConversationFileError, match="layout"):
-            other.restore(path)
 
 
 @pytest.mark.parametrize("kv", ["f16", "tiered"])

@@ -17,6 +17,9 @@ constexpr std::int64_t kSinkTokens = 16;
 // steps that made them, and blocks are filled.
 constexpr std::int64_t kCompactedAtOnce = 4 * kBlock;
 
+// How far queries are expected ahead (arXiv:2510.00636).
+constexpr std::int32_t kTokensAhead = 512;
+
 std::int64_t whole_blocks(std::int64_t n) {
   return std::max<std::int64_t>(0, n) / kBlock * kBlock;
 }
@@ -190,9 +193,14 @@ void ContextTiers::cancel(ConversationId id) {
   }
 }
 
-ContextState ContextTiers::state(ConversationId id) {
+Conversation& ContextTiers::conversation(ConversationId id) {
   Conversation* kept = conversations_.find(id);
   if (!kept) throw InvalidRequestError("conversation", "an open one", std::to_string(id));
+  return *kept;
+}
+
+ContextState ContextTiers::state(ConversationId id) {
+  const Conversation* kept = &conversation(id);
   const KvPast& past = kept->kv.past;
   ContextState state{.n_tokens = kept->kv.n_tokens,
                      .n_compacted = past.n_positions,
@@ -213,32 +221,49 @@ ContextState ContextTiers::state(ConversationId id) {
 
 std::vector<float> ContextTiers::attention_received(ConversationId id,
                                                     const std::vector<SlotSpan>& spans, int layer) {
-  Conversation* kept = conversations_.find(id);
-  if (!kept) throw InvalidRequestError("conversation", "an open one", std::to_string(id));
+  return look_at(conversation(id), spans, layer,
+                 [](SpanFitter& fitter, const LayerView& view, auto&&, std::span<float> seen) {
+                   fitter.receive(view, seen);
+                 });
+}
+
+std::vector<float> ContextTiers::expected_attention(ConversationId id,
+                                                    const std::vector<SlotSpan>& spans, int layer) {
+  Conversation& kept = conversation(id);
+  const auto n_tokens = static_cast<std::int32_t>(kept.kv.n_tokens);
+  return look_at(kept, spans, layer,
+                 [&](SpanFitter& fitter, const LayerView& view, auto&& asked, auto seen) {
+                   fitter.expect(view, {std::move(asked), n_tokens, kTokensAhead}, shift_, seen);
+                 });
+}
+
+std::vector<float> ContextTiers::look_at(Conversation& kept, const std::vector<SlotSpan>& spans,
+                                         int layer, const Look& look) {
   std::int64_t end = 0;
   for (const SlotSpan& span : spans) {
     if (span.start < 0 || span.n_tokens < 1) {
       throw InvalidRequestError("spans", "tokens of the conversation", std::to_string(span.start));
     }
-    end = std::max<std::int64_t>(end, span.start + span.n_tokens);
+    end = std::max<std::int64_t>(end, std::int64_t{span.start} + span.n_tokens);
   }
-  std::vector<float> received(spans.size(), std::numeric_limits<float>::quiet_NaN());
-  if (!kept->window || kept->is_running || end > kept->kv.n_tokens) return received;
-  const FitQueries queries{&kept->window->lower(), &kept->window->upper(),
-                           kept->window->rows(end, kept->kv.n_tokens)};
-  if (queries.rows.empty()) return received;
+  std::vector<float> seen(spans.size(), std::numeric_limits<float>::quiet_NaN());
+  if (!kept.window || kept.is_running || end > kept.kv.n_tokens) return seen;
+  const FitQueries queries{&kept.window->lower(), &kept.window->upper(),
+                           kept.window->rows(end, kept.kv.n_tokens)};
+  if (queries.rows.empty()) return seen;
   PastPlan everything{
-      .n_positions = std::max(end, kept->kv.past.n_positions), .tiers = {}, .spans = spans};
+      .n_positions = std::max(end, kept.kv.past.n_positions), .tiers = {}, .spans = spans};
   everything.tiers.resize(static_cast<std::size_t>(everything.n_positions), Tier::kKey);
-  const LocatedPast located = locate(kept->kv, everything);
+  const LocatedPast located = locate(kept.kv, everything);
   const KvGroup* upper = cache_.upper();
   const bool is_upper = upper && upper->memory().geometry().holds(layer);
   const KvGroup& group = is_upper ? *upper : cache_.lower();
   SpanFitter fitter(everything, located, queries, n_head_);
-  cache_.download(kept->kv, everything.n_positions, layer);
-  fitter.receive({group.layer(layer), is_upper, group.index_of(layer), 0}, received);
+  cache_.download(kept.kv, everything.n_positions, layer);
+  look(fitter, {group.layer(layer), is_upper, group.index_of(layer), 0},
+       kept.window->positions(end, kept.kv.n_tokens), seen);
   cache_.forget_copies();
-  return received;
+  return seen;
 }
 
 }  // namespace modularbase

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <future>
 #include <memory>
 #include <vector>
@@ -85,8 +86,18 @@ class ContextTiers {
   /// \throws InvalidRequestError as state(), and for spans that are not there.
   std::vector<float> attention_received(ConversationId id, const std::vector<SlotSpan>& spans,
                                         int layer);
+  /// The same of queries to come, were they as the last ones: of the attention that all the spans
+  /// get, times the values' lengths (kernels::expected_attention).
+  std::vector<float> expected_attention(ConversationId id, const std::vector<SlotSpan>& spans,
+                                        int layer);
 
  private:
+  /// How spans look to the window's queries, which were asked at these positions.
+  using Look = std::function<void(SpanFitter&, const LayerView&,
+                                  std::vector<std::int32_t> positions, std::span<float> seen)>;
+  std::vector<float> look_at(Conversation& kept, const std::vector<SlotSpan>& spans, int layer,
+                             const Look& look);
+  Conversation& conversation(ConversationId id);
   struct Job {
     ConversationId id;
     PastPlan plan;

@@ -17,15 +17,36 @@ std::int64_t n_own_blocks(std::int64_t n_valid, const KvPast& past) {
   return (n_valid + kBlock - 1) / kBlock - past.n_positions / kBlock;
 }
 
-template <class Visit>
-void each_block(const KvCache& cache, const KvSequence& kv, const Visit& visit) {
+/// The mid rows of a block; others may go on from them. Nothing where the layers are one group.
+struct MidRows {
+  MidRows(const KvCache& cache, BlockId block) : tensor(cache.lower().memory().mid()) {
+    if (!tensor) return;
+    n_bytes = static_cast<std::size_t>(tensor->ne[0] * kBlock) * sizeof(float);
+    offset = static_cast<std::size_t>(block) * n_bytes;
+  }
+  Tensor tensor;
+  std::size_t offset = 0;
+  std::size_t n_bytes = 0;
+};
+
+std::size_t own_block_bytes(const KvCache& cache) {
+  return cache.stored_bytes(kernels::kExactTier) + MidRows(cache, 0).n_bytes;
+}
+
+// The table may have more blocks than are valid: of rows that were never computed.
+template <class Visit, class VisitMid>
+void each_block(const KvCache& cache, const KvSequence& kv, std::int64_t n_valid,
+                const Visit& visit, const VisitMid& visit_mid) {
   const auto both = [&](kernels::KvTier tier, BlockId lower, BlockId upper) {
     visit(cache.lower(), tier, lower);
     if (cache.upper()) visit(*cache.upper(), tier, upper);
   };
   for (const PastBlock& block : kv.past.blocks) both(block.memory, block.lower, block.upper);
-  for (auto i = static_cast<std::size_t>(kv.past.n_positions / kBlock); i < kv.lower.size(); ++i) {
+  const auto first = static_cast<std::size_t>(kv.past.n_positions / kBlock);
+  const auto end = first + static_cast<std::size_t>(n_own_blocks(n_valid, kv.past));
+  for (std::size_t i = first; i < end; ++i) {
     both(kernels::kExactTier, kv.lower[i], kv.upper.empty() ? kNoBlock : kv.upper[i]);
+    if (const MidRows mid(cache, kv.lower[i]); mid.tensor) visit_mid(mid);
   }
 }
 
@@ -67,8 +88,8 @@ void check(const KvCache& cache, const ConversationImage& image) {
     check_number("span tokens", span.n_tokens, 1, past.n_positions - span.start);
     end = span.start + span.n_tokens;
   }
-  std::size_t n_bytes = static_cast<std::size_t>(n_own_blocks(image.n_valid, past)) *
-                        cache.stored_bytes(kernels::kExactTier);
+  std::size_t n_bytes =
+      static_cast<std::size_t>(n_own_blocks(image.n_valid, past)) * own_block_bytes(cache);
   for (const PastBlock& block : past.blocks) {
     check_block(block, cache, past.n_positions);
     n_bytes += cache.stored_bytes(block.memory);
@@ -87,10 +108,15 @@ ConversationImage save_conversation(const KvCache& cache, const Conversation& ke
   if (!is_of_base) return image;
   image.n_valid = kept.kv.n_tokens;
   image.past = kept.kv.past;
-  each_block(cache, kept.kv, [&](const KvGroup& group, kernels::KvTier tier, BlockId block) {
+  const auto append = [&](const KvGroup& group, kernels::KvTier tier, BlockId block) {
     group.download(tier, block);
     const std::span<std::byte> bytes = group.block_data(tier, block);
     image.data.insert(image.data.end(), bytes.begin(), bytes.end());
+  };
+  each_block(cache, kept.kv, image.n_valid, append, [&](const MidRows& mid) {
+    const std::size_t at = image.data.size();
+    image.data.resize(at + mid.n_bytes);
+    ggml_backend_tensor_get(mid.tensor, image.data.data() + at, mid.offset, mid.n_bytes);
   });
   cache.forget_copies();
   return image;
@@ -116,11 +142,15 @@ void load_conversation(KvCache& cache, const ConversationImage& image, Conversat
   kv.past.tiers = image.past.tiers;
   kv.past.spans = image.past.spans;
   const std::byte* from = image.data.data();
-  each_block(cache, kv, [&](const KvGroup& group, kernels::KvTier tier, BlockId block) {
+  const auto restore = [&](const KvGroup& group, kernels::KvTier tier, BlockId block) {
     const std::span<std::byte> bytes = group.block_data(tier, block);
     std::memcpy(bytes.data(), from, bytes.size());
     group.upload(tier, block);
     from += bytes.size();
+  };
+  each_block(cache, kv, image.n_valid, restore, [&](const MidRows& mid) {
+    ggml_backend_tensor_set(mid.tensor, from, mid.offset, mid.n_bytes);
+    from += mid.n_bytes;
   });
   cache.forget_copies();
   kv.set_valid(image.n_valid);

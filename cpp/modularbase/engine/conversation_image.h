@@ -9,8 +9,8 @@
 namespace modularbase {
 
 /// A conversation apart from its engine: what it keeps, and the bytes of its blocks, in the order
-/// of past.blocks and then of its own blocks, each the lower group's and then the upper's. The
-/// block ids in it mean nothing.
+/// of past.blocks and then of its own blocks, each the lower group's and then the upper's, own ones
+/// with their mid rows. The block ids in it mean nothing.
 struct ConversationImage {
   std::vector<TokenId> tokens;
   std::int64_t n_valid = 0;

@@ -10,8 +10,10 @@ std::int64_t n_common(const std::vector<TokenId>& a, const std::vector<TokenId>&
   return std::ranges::mismatch(a, b).in1 - a.begin();
 }
 
+// Packs that changed on the way make keys and values that are nobody else's.
 bool is_same(const KvContext& a, const KvContext& b) {
-  return a.lower == b.lower && a.upper == b.upper && a.from == b.from;
+  return a.upper != KvContext::kMixed && a.lower == b.lower && a.upper == b.upper &&
+         a.from == b.from;
 }
 
 }  // namespace

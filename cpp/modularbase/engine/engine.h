@@ -66,6 +66,9 @@ class Engine {
   /// As ContextTiers::attention_received.
   std::vector<float> attention_received(ConversationId id, const std::vector<SlotSpan>& spans,
                                         int layer);
+  /// As ContextTiers::expected_attention.
+  std::vector<float> expected_attention(ConversationId id, const std::vector<SlotSpan>& spans,
+                                        int layer);
   /// Carries out a plan for its past, between the steps of other requests, and returns when that is
   /// done or given up: a request of this conversation cancels it.
   /// \throws InvalidRequestError for the plan, or an engine without tiers.
@@ -86,6 +89,7 @@ class Engine {
   void check_memory(const RequestSpec& spec, std::int64_t n_total) const;
   void check_plan(const PastPlan& plan) const;
   const Conversation& resting(ConversationId id);
+  void check_layer(int layer) const;
   void run();
   bool take_inbox();
   void run_errands(bool is_open);

@@ -2,6 +2,21 @@
 #include "modularbase/engine/engine_errand.h"
 
 namespace modularbase {
+namespace {
+
+// What nobody computes with right now gives way, as it does to requests.
+void load_with_room(KvCache& cache, ContextTiers& tiers, const ConversationImage& image,
+                    Conversation& kept) {
+  for (;;) {
+    try {
+      return load_conversation(cache, image, kept);
+    } catch (const KvCacheFullError&) {
+      if (!tiers.forget_oldest()) throw;
+    }
+  }
+}
+
+}  // namespace
 
 // Starts a job on the engine thread, and waits for its end.
 template <class Start>
@@ -56,7 +71,7 @@ ConversationId Engine::load_conversation(const ConversationImage& image) {
     const ConversationId id = ++n_conversations_;
     tiers_->conversations().open(id);
     try {
-      modularbase::load_conversation(*cache_, image, *tiers_->conversations().find(id));
+      load_with_room(*cache_, *tiers_, image, *tiers_->conversations().find(id));
     } catch (...) {
       tiers_->close(id);
       throw;
@@ -67,11 +82,20 @@ ConversationId Engine::load_conversation(const ConversationImage& image) {
 
 std::vector<float> Engine::attention_received(ConversationId id, const std::vector<SlotSpan>& spans,
                                               int layer) {
-  if (layer < 0 || layer >= info_.n_layer) {
-    throw InvalidRequestError("layer", "0.." + std::to_string(info_.n_layer - 1),
-                              std::to_string(layer));
-  }
+  check_layer(layer);
   return on_engine_thread([&] { return tiers_->attention_received(id, spans, layer); });
+}
+
+std::vector<float> Engine::expected_attention(ConversationId id, const std::vector<SlotSpan>& spans,
+                                              int layer) {
+  check_layer(layer);
+  return on_engine_thread([&] { return tiers_->expected_attention(id, spans, layer); });
+}
+
+void Engine::check_layer(int layer) const {
+  if (layer >= 0 && layer < info_.n_layer) return;
+  throw InvalidRequestError("layer", "0.." + std::to_string(info_.n_layer - 1),
+                            std::to_string(layer));
 }
 
 CompactionReport Engine::compact(ConversationId id, PastPlan plan) {

@@ -89,6 +89,8 @@ GraphKey ModelRunner::key_of(const StepPlan& plan) const {
     key.hidden_layer = plan.hidden_layer;
   } else if (n_out == 0) {
     key.end = GraphEnd::kCacheOnly;
+    key.keeps_queries = std::ranges::any_of(
+        plan.spans, [](const StepSpan& span) { return span.window != nullptr; });
   } else if (plan.output == StepOutput::kTargetLogprobs) {
     key.end = GraphEnd::kTargetLogprobs;
   } else if (screen_ && n_out <= kMaxShortlistRows &&

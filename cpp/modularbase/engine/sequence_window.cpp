@@ -18,12 +18,19 @@ SequenceWindow::SequenceWindow(const KvCache& cache, std::int64_t n_head)
   if (cache.upper()) upper_ = room_for(cache.upper()->memory().geometry(), n_head);
 }
 
-std::vector<std::int32_t> SequenceWindow::rows(std::int64_t first, std::int64_t n_tokens) const {
-  std::vector<std::int32_t> rows;
+std::vector<std::int32_t> SequenceWindow::positions(std::int64_t first,
+                                                    std::int64_t n_tokens) const {
+  std::vector<std::int32_t> positions;
   first = std::max({first, from_, n_tokens - std::int64_t{kRows} * kStride});
   for (std::int64_t at = (first + kStride - 1) / kStride; at * kStride < n_tokens; ++at) {
-    rows.push_back(static_cast<std::int32_t>(at % kRows));
+    positions.push_back(static_cast<std::int32_t>(at * kStride));
   }
+  return positions;
+}
+
+std::vector<std::int32_t> SequenceWindow::rows(std::int64_t first, std::int64_t n_tokens) const {
+  std::vector<std::int32_t> rows = positions(first, n_tokens);
+  for (std::int32_t& row : rows) row = row / kStride % kRows;
   return rows;
 }
 

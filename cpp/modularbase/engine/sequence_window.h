@@ -23,7 +23,9 @@ class SequenceWindow {
   const kernels::QueryWindow& upper() const { return upper_.view; }
   /// Rows are written from this position on.
   void begin_at(std::int64_t position) { from_ = position; }
-  /// The rows of positions in [first, n_tokens).
+  /// The positions in [first, n_tokens) whose queries are kept.
+  std::vector<std::int32_t> positions(std::int64_t first, std::int64_t n_tokens) const;
+  /// Their rows.
   std::vector<std::int32_t> rows(std::int64_t first, std::int64_t n_tokens) const;
   std::size_t n_bytes() const;
 

@@ -82,7 +82,8 @@ ForwardArgs StepGraph::add_inputs(GraphBuilder& g, const GraphParts& parts) {
           .mid = mid ? &*mid : nullptr,
           .tap = &tap,
           .token_ids = token_ids,
-          .out_rows = out_rows};
+          .out_rows = out_rows,
+          .keeps_queries = key.keeps_queries};
 }
 
 void StepGraph::build(const GraphParts& parts) {

@@ -24,6 +24,7 @@ struct GraphKey {
   std::int64_t n_out = 0;
   int hidden_layer = 0;                 // kHidden only, else 0
   int tap_layer = -1;                   // -1: no tap
+  bool keeps_queries = false;           // kCacheOnly only: the last layer attends, too
   ReferenceShape attention = {};        // reference attention only, else zeros
   std::vector<PackPoolKey> packs = {};  // empty: no sites
   bool operator==(const GraphKey&) const = default;

@@ -16,6 +16,9 @@ class KeyShift {
   /// key: [head_dim], in place; as if it had been `by` positions later.
   void apply(float* key, std::int32_t by);
 
+  const std::vector<float>& frequencies() const { return frequencies_; }
+  kernels::RopeStyle style() const { return style_; }
+
  private:
   const std::vector<float> frequencies_;
   const kernels::RopeStyle style_;

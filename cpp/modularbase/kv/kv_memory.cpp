@@ -33,7 +33,7 @@ KvMemory::KvMemory(const KvGeometry& geometry, std::int64_t n_blocks, const Back
     ggml_set_name(mid_, "cache_mid");
   }
   buffer_ = backend.allocate(ctx_.get(), "the KV cache");
-  bytes_.emplace(pool_);
+  bytes_ = std::make_unique<HostBytes>(pool_);
   const auto add = [&](const char* name, std::int64_t layer, std::int64_t first_row) {
     Tensor rows = ggml_view_2d(ctx_.get(), pool_, geometry.head_dim, pool_->ne[1] - first_row,
                                pool_->nb[1], static_cast<std::size_t>(first_row) * pool_->nb[1]);

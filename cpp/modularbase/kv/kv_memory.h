@@ -1,7 +1,7 @@
 #pragma once
 
 #include <cstddef>
-#include <optional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -71,7 +71,7 @@ class KvMemory {
   ContextPtr ctx_;
   BufferPtr buffer_;
   Tensor pool_;  // [head_dim, n_blocks * block_rows]
-  std::optional<HostBytes> bytes_;
+  std::unique_ptr<HostBytes> bytes_;
   Tensor mid_ = nullptr;
   std::vector<Tensor> k_;
   std::vector<Tensor> v_;

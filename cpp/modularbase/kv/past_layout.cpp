@@ -11,8 +11,8 @@ using kernels::kBlockTokens;
 using kernels::KvTier;
 
 // A 4-bit block that shows fewer tokens than this is not worth its bytes: they are rounded again
-// together with others.
-constexpr int kFewTokens = 16;
+// together with others, which costs some precision once more.
+constexpr int kFewTokens = 40;
 
 constexpr std::uint64_t bit(std::size_t i) {
   return std::uint64_t{1} << i;
@@ -38,9 +38,9 @@ bool holds_tokens(const PastBlock& block) {
 // Whether a block's tokens are rather put into a new one, where there are others like them.
 bool is_open(const PastBlock& block) {
   const int n_tokens = std::popcount(block.visible);
-  if (block.memory == kernels::kImportantTier) return n_tokens < kFewTokens;
-  if (block.memory == kernels::kDetailTier) return n_tokens < kBlockTokens / 2;
-  return !block.is_full();
+  const bool is_rounded =
+      block.memory == kernels::kImportantTier || block.memory == kernels::kDetailTier;
+  return is_rounded ? n_tokens < kFewTokens : !block.is_full();
 }
 
 /// Gathers what each tier's new blocks are made of.

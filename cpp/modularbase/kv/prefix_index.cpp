@@ -107,13 +107,30 @@ void PrefixIndex::forget(Node& leaf) {
 }
 
 bool PrefixIndex::evict_one() {
-  for (const auto& [_, node] : leaves_) {
-    if (pool_.n_holders(node->block) == 1) {
-      forget(*node);
+  const auto is_free = [&](const Node* node) { return pool_.n_holders(node->block) == 1; };
+  for (const auto& [_, leaf] : leaves_) {
+    if (!is_free(leaf)) continue;
+    forget(*leaf);
+    return true;
+  }
+  // Who holds a block need not hold those before it, once they were compacted.
+  for (const auto& [_, leaf] : leaves_) {
+    for (Node* node = leaf; node->parent; node = node->parent) {
+      if (!is_free(node)) continue;
+      forget_all_from(*node);
       return true;
     }
   }
   return false;
+}
+
+void PrefixIndex::forget_all_from(Node& node) {
+  while (!node.children.empty()) {
+    Node* last = &node;
+    while (!last->children.empty()) last = last->children.back().get();
+    forget(*last);
+  }
+  forget(node);
 }
 
 void PrefixIndex::clear() {

@@ -39,7 +39,8 @@ class PrefixIndex {
   PrefixMatch match(std::span<const PrefixKey> keys);
   /// Remembers keys, whose KV lies in blocks (the last one may be partly filled).
   void insert(std::span<const PrefixKey> keys, std::span<const BlockId> blocks);
-  /// Forgets the least recently used leaf that only the index holds. False when there is none.
+  /// Forgets the least recently used leaf that only the index holds; without one, a block that only
+  /// the index holds, and all behind it. False when there is none.
   bool evict_one();
   void clear();
 
@@ -51,6 +52,7 @@ class PrefixIndex {
 
   void touch(Node& node);
   void forget(Node& leaf);
+  void forget_all_from(Node& node);
   Node& add_child(Node& parent, std::span<const PrefixKey> keys, BlockId block);
 
   BlockPool& pool_;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "modularbase/core/errors.h"
@@ -44,17 +45,20 @@ void SpanFitter::load_queries(const LayerView& layer, std::int64_t head) {
 
 void SpanFitter::load_span(const LayerView& layer, const SlotSpan& span, std::int64_t head,
                            TileReader& reader) {
-  const auto head_dim = static_cast<std::size_t>(layer.kv.head_dim);
-  keys_.resize(static_cast<std::size_t>(span.n_tokens) * head_dim);
-  values_.resize(keys_.size());
+  keys_.clear();
+  values_.clear();
+  add_span(layer, span, head, reader);
+}
+
+void SpanFitter::add_span(const LayerView& layer, const SlotSpan& span, std::int64_t head,
+                          TileReader& reader) {
   for (std::int32_t i = 0; i < span.n_tokens; ++i) {
-    const std::int32_t position = span.start + i;
-    const PastSource& source = located_.places[static_cast<std::size_t>(position)];
+    const PastSource& source = located_.places[static_cast<std::size_t>(span.start + i)];
     const TokenPlace& place = layer.is_upper ? source.upper : source.lower;
-    const std::size_t at = static_cast<std::size_t>(i) * head_dim;
-    std::copy_n(reader.key(place, head), head_dim, keys_.begin() + static_cast<std::ptrdiff_t>(at));
-    std::copy_n(reader.value(place, head), head_dim,
-                values_.begin() + static_cast<std::ptrdiff_t>(at));
+    const float* key = reader.key(place, head);
+    const float* value = reader.value(place, head);
+    keys_.insert(keys_.end(), key, key + layer.kv.head_dim);
+    values_.insert(values_.end(), value, value + layer.kv.head_dim);
   }
 }
 
@@ -94,6 +98,55 @@ void SpanFitter::receive(const LayerView& layer, std::span<float> received) {
   }
 }
 
+void SpanFitter::expect(const LayerView& layer, const QueryPositions& positions,
+                        const KeyShift& shift, std::span<float> expected) {
+  TileReader reader(layer.kv);
+  std::vector<double> sums(plan_.spans.size(), 0.0);
+  std::vector<float> of_keys;
+  for (std::int64_t head = 0; head < layer.kv.n_head_kv; ++head) {
+    load_queries(layer, head);
+    keys_.clear();
+    values_.clear();
+    for (const SlotSpan& span : plan_.spans) {
+      if (is_whole(located_, span)) add_span(layer, span, head, reader);
+    }
+    const kernels::ExpectedAttentionArgs args = expectation(layer, positions, shift);
+    of_keys.resize(static_cast<std::size_t>(args.n_keys));
+    kernels::expected_attention(args, expected_room_, of_keys.data());
+    auto next = of_keys.begin();
+    for (std::size_t i = 0; i < plan_.spans.size(); ++i) {
+      if (!is_whole(located_, plan_.spans[i])) continue;
+      const auto end = next + plan_.spans[i].n_tokens;
+      sums[i] = std::accumulate(next, end, sums[i]);
+      next = end;
+    }
+  }
+  for (std::size_t i = 0; i < plan_.spans.size(); ++i) {
+    const SlotSpan& span = plan_.spans[i];
+    const auto n_keys = static_cast<double>(layer.kv.n_head_kv * span.n_tokens);
+    if (is_whole(located_, span)) expected[i] = static_cast<float>(sums[i] / n_keys);
+  }
+}
+
+kernels::ExpectedAttentionArgs SpanFitter::expectation(const LayerView& layer,
+                                                       const QueryPositions& positions,
+                                                       const KeyShift& shift) const {
+  return {.head_dim = layer.kv.head_dim,
+          .n_keys = std::ssize(keys_) / layer.kv.head_dim,
+          .n_heads = n_head_ / layer.kv.n_head_kv,
+          .n_rows = std::ssize(queries_.rows),
+          .keys = keys_.data(),
+          .values = values_.data(),
+          .queries = query_rows_.data(),
+          .positions = positions.asked.data(),
+          .first_ahead = positions.first_ahead,
+          .n_ahead = positions.n_ahead,
+          .frequencies = shift.frequencies().data(),
+          .rope_dim = 2 * std::ssize(shift.frequencies()),
+          .style = shift.style(),
+          .scale = 1.0f / std::sqrt(static_cast<float>(layer.kv.head_dim))};
+}
+
 void SpanFitter::fit(const LayerView& layer) {
   n_head_kv_ = layer.kv.n_head_kv;
   if (!layer.kv.tiers[kernels::kRedundantTier].k) {  // it keeps the tokens themselves
@@ -115,6 +168,7 @@ void SpanFitter::fit(const LayerView& layer) {
 }
 
 float SpanFitter::error(std::size_t span) const {
+  if (!is_whole(located_, plan_.spans[span])) return std::numeric_limits<float>::infinity();
   if (plan_.spans[span].n_slots == 0) return 0.0f;  // nothing shall stand for it
   double sum = 0.0;
   for (const auto& fit : fits_[span]) {

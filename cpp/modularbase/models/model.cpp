@@ -71,7 +71,9 @@ void Model::build_cache_only(GraphBuilder& g, const ForwardArgs& args) const {
   const int last = static_cast<int>(layers.size()) - 1;
   Tensor h = build_hidden(g, args, last);
   const Attention& attention = layers.back().attention;
-  g.expand(attention.build_store(g, args.linear_path, *args.attention, h, config.norm_eps, last));
+  Tensor stored =
+      attention.build_store(g, args.linear_path, *args.attention, h, config.norm_eps, last);
+  g.expand(args.keeps_queries ? args.attention->attend(g, stored, last) : stored);
 }
 
 }  // namespace modularbase

@@ -42,6 +42,7 @@ struct ForwardArgs {
   TapPoint* tap;       // null: nobody looks
   Tensor token_ids;    // I32 [n_rows]; null: only rows that restart
   Tensor out_rows;     // I32 [n_out]: the rows carried through the last layer's end; null: all
+  bool keeps_queries = false;  // somebody keeps what the rows attend to, in every layer
 };
 
 /// A decoder-only transformer: the weights of one family, composed from the shared blocks.
@@ -59,7 +60,8 @@ struct Model {
   Tensor build_hidden(GraphBuilder& g, const ForwardArgs& args, int layer) const;
   /// After the output norm: [n_embd, n_out].
   Tensor build_normed(GraphBuilder& g, const ForwardArgs& args) const;
-  /// Only writes the cache of every layer: a chunk of a prompt that no one samples from.
+  /// Only writes the cache of every layer, and what is kept of queries: a chunk of a prompt that no
+  /// one samples from.
   void build_cache_only(GraphBuilder& g, const ForwardArgs& args) const;
 };
 

@@ -137,6 +137,7 @@ ReferenceAttention::Segment ReferenceAttention::tier(GraphBuilder& g, const Refe
 // One tensor for all layers with the same segments.
 Tensor ReferenceAttention::mask_of(GraphBuilder& g, const std::vector<Segment>& segments) {
   std::vector<Tensor> parts;
+  parts.reserve(segments.size());
   for (const Segment& segment : segments) parts.push_back(segment.mask);
   Tensor& mask = masks_[parts];
   if (mask) return mask;

@@ -59,7 +59,7 @@ _PARAMS = SamplingParams(max_tokens=24, temperature=0, repeat_penalty=1.15, repe
 def context(
     base: Base = DEFAULT_BASE,
     turns: Annotated[int, typer.Option(min=1, help="Turns of the dialogue.")] = 30,
-    budget: Annotated[str, typer.Option(help="Memory for keys and values.")] = "16MB",
+    budget: Annotated[str, typer.Option(help="Memory for keys and values.")] = "12MB",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:

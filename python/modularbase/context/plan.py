@@ -84,7 +84,8 @@ class ContextGrader:
 
         Args:
             chat: The conversation, or a prompt alone.
-            signals: What the model shows of its spans (`cut_spans`), or None.
+            signals: What the model shows of its spans (`cut_spans`), or None: then this is not one
+                of the checks in a row that a span's score must be low in.
             costs: What tokens take.
             options: Budget, window and thresholds.
 
@@ -101,7 +102,8 @@ class ContextGrader:
         ]
         scores = score_spans(signals or SpanSignals(), np.array(candidates, dtype=np.bool_))
         scores += [USER_BONUS if span.role == "user" else 0.0 for span in spans]
-        settled = self._settled(spans, scores, options)
+        is_check = signals is not None
+        settled = self._settled(spans, scores, options) if is_check else frozenset()
         for span, score in zip(graded, scores, strict=True):
             span.score = 0.0 if math.isnan(score) else float(score)
             if span.tier is Tier.REDUNDANT and not span.is_summarised and account.is_out(span.span):

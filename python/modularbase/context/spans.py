@@ -118,7 +118,7 @@ def _good_cut(section: Section, begin: int, limit: int) -> int:
     text, starts = section.text, section.token_starts
     choices: Sequence[int] = range(limit, begin + _MIN_TOKENS, -1)
     for cut in choices:
-        if text[starts[cut] - 1] == "\n":
+        if text[starts[cut] - 1 : starts[cut]] == "\n":
             return cut
     for cut in choices:
         if text[starts[cut] : starts[cut] + 1].isspace():

@@ -102,6 +102,28 @@ TEST_CASE("attention that spans received, where the window knows it") {
   CHECK_THROWS_AS(tiny.engine.attention_received(id, spans, 99), InvalidRequestError);
 }
 
+TEST_CASE("queries of a prompt's earlier chunks count in every layer") {
+  const auto received = [](int n_batch) {
+    EngineOptions options = tiered();
+    options.n_batch = n_batch;
+    TinyEngine tiny(options);
+    const ConversationId id = tiny.engine.open_conversation();
+    // The last chunk of 64 has 10 rows of the window's 128.
+    finished(tiny.engine.submit(turn(id, random_ids(4, 330), 1)));
+    std::vector<float> shares;
+    for (const int layer : {0, 1}) {
+      const auto of_layer = tiny.engine.attention_received(id, {{0, 40, 0}, {40, 100, 0}}, layer);
+      shares.insert(shares.end(), of_layer.begin(), of_layer.end());
+    }
+    return shares;
+  };
+  const std::vector<float> whole = received(512);
+  const std::vector<float> chunked = received(64);
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    CHECK(chunked[i] == doctest::Approx(whole[i]).epsilon(0.01));  // queries are F16
+  }
+}
+
 TEST_CASE("plans that make no sense are refused") {
   TinyEngine tiny(tiered());
   const ConversationId id = tiny.engine.open_conversation();
@@ -137,6 +159,36 @@ TEST_CASE("an image goes on in another engine as the conversation does here") {
   CHECK_THROWS_AS(other.engine.load_conversation(image), InvalidRequestError);
   image.past.tiers.pop_back();
   CHECK_THROWS_AS(other.engine.load_conversation(image), InvalidRequestError);
+}
+
+TEST_CASE("an image takes the room of conversations that rest") {
+  EngineOptions options = with_blocks(8);
+  options.n_ctx = 500;
+  TinyEngine tiny(options);
+  const ConversationId id = tiny.engine.open_conversation();
+  finished(tiny.engine.submit(turn(id, random_ids(7, kPromptTokens))));
+  const ConversationImage image = tiny.engine.save_conversation(id);
+  const ConversationId copy = tiny.engine.load_conversation(image);
+  CHECK(tiny.engine.context_state(copy).n_tokens == image.n_valid);
+  CHECK(tiny.engine.context_state(id).n_tokens == 0);
+  CHECK(tiny.engine.context_state(id).n_rebuilt == image.n_valid);
+}
+
+TEST_CASE("an image leaves out blocks of rows that were never computed") {
+  const Backend backend("cpu", 1);
+  const KvGeometry all{2, 1, 32, GGML_TYPE_F16};
+  KvCache cache(split_groups(all, 0, 32), {}, 8, backend, false);
+  Conversation kept;
+  kept.tokens = random_ids(7, 300);
+  REQUIRE(cache.reserve(kept.kv, 300));  // and then it was cancelled
+  kept.kv.set_valid(70);
+  const ConversationImage image = save_conversation(cache, kept);
+  CHECK(image.data.size() == 2 * cache.block_bytes(kernels::kExactTier));
+  cache.release(kept.kv);
+  Conversation copy;
+  load_conversation(cache, image, copy);
+  CHECK(copy.kv.n_tokens == 70);
+  CHECK(copy.kv.lower.size() == 2);
 }
 
 TEST_CASE(

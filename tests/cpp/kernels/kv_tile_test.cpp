@@ -15,9 +15,9 @@ using namespace modularbase::kernels;
 
 namespace {
 
-constexpr TileFormat kFormats[] = {TileFormat::kF16, TileFormat::kBF16, TileFormat::kQ8_0,
-                                   TileFormat::kQ4Keys, TileFormat::kQ4Values,
-                                   TileFormat::kQ4KeyRows, TileFormat::kQ4ValueRows};
+constexpr TileFormat kFormats[] = {
+    TileFormat::kF16,      TileFormat::kBF16,      TileFormat::kQ8_0,       TileFormat::kQ4Keys,
+    TileFormat::kQ4Values, TileFormat::kQ4KeyRows, TileFormat::kQ4ValueRows};
 
 bool is_q4(TileFormat format) {
   return format >= TileFormat::kQ4Keys;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <random>
 
@@ -57,6 +58,17 @@ struct TestPast {
       kernels::write_tile(exact.k_format, rows.data(), kHeadDim,
                           tile_at(kv, kernels::kExactTier, block, head, first, exact.k_format));
     }
+  }
+  /// Puts a number over all of a token's key, or value, in one head.
+  void write(std::int32_t position, int layer, std::int64_t head, bool is_key, float number) {
+    const kernels::KvLayer kv = view(layer);
+    const kernels::KvTierLayer& exact = kv.tiers[kernels::kExactTier];
+    const auto at = static_cast<std::size_t>(position / kBlockTokens);
+    const BlockId block = layer > 0 ? sequence.upper[at] : sequence.lower[at];
+    const std::vector<float> row(static_cast<std::size_t>(kHeadDim), number);
+    kernels::write_row(
+        exact.k_format, row.data(), kHeadDim, position % static_cast<std::int32_t>(kBlockTokens),
+        tile_at(kv, kernels::kExactTier, block, head, is_key ? exact.k : exact.v, exact.k_format));
   }
   void remember(std::int32_t position, int layer) {
     TileReader reader(view(layer));
@@ -185,6 +197,36 @@ TEST_CASE("what was given up half way changes nothing and holds nothing") {
   CHECK(test.sequence.past.empty());
 }
 
+TEST_CASE("a plan with spans given up after any of its steps changes nothing and holds nothing") {
+  TestPast test(320, 64, kDetails);
+  const TestQueries queries_of(2, 6.0f);
+  FitQueries queries{&queries_of.window, &queries_of.window, {}};
+  for (std::int32_t row = 0; row < TestQueries::kRows; ++row) queries.rows.push_back(row);
+  PastPlan plan = plan_of(192, Tier::kImportant);
+  plan.max_error = 10.0f;
+  plan.spans = {{20, 60, 4}, {100, 40, 0}};
+  for (const SlotSpan& span : plan.spans) {
+    std::fill_n(plan.tiers.begin() + span.start, span.n_tokens, Tier::kRedundant);
+  }
+  const std::size_t used = test.cache.used_bytes();
+  const BlockTable before = test.sequence.lower;
+  int n_steps = 0;
+  for (bool is_ready = false; !is_ready; ++n_steps) {
+    Compaction compaction(test.cache, test.sequence, plan, queries, kHeads);
+    for (int i = 0; i < n_steps; ++i) {
+      is_ready = compaction.work() == Compaction::Progress::kReady;
+    }
+    CHECK(compaction.refused().empty());
+  }
+  CHECK(n_steps == 2 * kAll.n_layer + 1);  // each layer is fitted and built
+  CHECK(test.cache.used_bytes() == used);
+  CHECK(test.sequence.lower == before);
+  CHECK(test.sequence.past.empty());
+  compact(test, plan, queries);  // and it can still be carried out
+  CHECK(test.sequence.past.spans.size() == 2);
+  CHECK(test.cache.used_bytes() == test.counted_bytes());
+}
+
 TEST_CASE("without memory for the new blocks the old ones stay") {
   TestPast test(256, 4);  // all of the budget
   Compaction compaction(test.cache, test.sequence, plan_of(192, Tier::kImportant), {}, kHeads);
@@ -247,6 +289,27 @@ TEST_CASE("a span is fitted to queries, and refused without them or beyond the e
   CHECK(test.cache.used_bytes() == test.counted_bytes());
 }
 
+TEST_CASE("what slots stand for is not summarised again, not even as nothing") {
+  TestPast test(320);
+  const TestQueries queries_of(2, 6.0f);
+  FitQueries queries{&queries_of.window, &queries_of.window, {}};
+  for (std::int32_t row = 0; row < TestQueries::kRows; ++row) queries.rows.push_back(row);
+  PastPlan plan = plan_of(192, Tier::kImportant);
+  plan.max_error = 10.0f;
+  plan.spans = {{20, 80, 8}};
+  std::fill_n(plan.tiers.begin() + 20, 80, Tier::kRedundant);
+  compact(test, plan, queries);
+  plan.spans = {{30, 10, 0}, {90, 20, 2}};
+  std::fill_n(plan.tiers.begin() + 90, 20, Tier::kRedundant);
+  Compaction compaction(test.cache, test.sequence, plan, queries, kHeads);
+  REQUIRE(finish(compaction) == Compaction::Progress::kReady);
+  CHECK(compaction.refused().size() == 2);
+  compaction.commit(test.sequence);
+  REQUIRE(test.sequence.past.spans.size() == 1);
+  CHECK(test.sequence.past.spans[0].n_tokens == 80);
+  CHECK(test.sequence.past.tiers[105] == Tier::kImportant);
+}
+
 TEST_CASE("a query that is not a number: the span stays important") {
   TestPast test(256);
   TestQueries bad(2, 6.0f);
@@ -259,6 +322,36 @@ TEST_CASE("a query that is not a number: the span stays important") {
   compact(test, plan, queries);
   CHECK(test.sequence.past.spans.empty());
   CHECK(test.sequence.past.tiers[20] == Tier::kImportant);
+}
+
+TEST_CASE("keys or values that are not numbers: their span stays important, others do not") {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    for (const bool is_key : {true, false}) {
+      TestPast test(256);
+      test.write(30, 1, 0, is_key, bad);
+      const TestQueries queries_of(2, 6.0f);
+      FitQueries queries{&queries_of.window, &queries_of.window, {}};
+      for (std::int32_t row = 0; row < TestQueries::kRows; ++row) queries.rows.push_back(row);
+      PastPlan plan = plan_of(128, Tier::kImportant);
+      plan.max_error = 1e6f;
+      plan.spans = {{20, 40, 8}, {70, 40, 8}};
+      for (const SlotSpan& span : plan.spans) {
+        std::fill_n(plan.tiers.begin() + span.start, span.n_tokens, Tier::kRedundant);
+      }
+      Compaction compaction(test.cache, test.sequence, plan, queries, kHeads);
+      REQUIRE(finish(compaction) == Compaction::Progress::kReady);
+      REQUIRE(compaction.refused().size() == 1);
+      CHECK(compaction.refused()[0].span.start == 20);
+      CHECK(std::isinf(compaction.refused()[0].error));
+      compaction.commit(test.sequence);
+      REQUIRE(test.sequence.past.spans.size() == 1);
+      CHECK(test.sequence.past.spans[0].start == 70);
+      CHECK(test.sequence.past.tiers[30] == Tier::kImportant);
+      CHECK(test.sequence.past.tiers[70] == Tier::kRedundant);
+      CHECK(test.cache.used_bytes() == test.counted_bytes());
+    }
+  }
 }
 
 TEST_CASE("layers that keep details have no slots, and 4 bits of every token that the others fit") {

@@ -111,6 +111,24 @@ TEST_CASE("the least recently used leaf goes first, and never a block someone ho
   CHECK(pool.n_holders(held[0]) == 2);
 }
 
+TEST_CASE("a block that nobody holds goes although others behind it are held") {
+  KvBudget budget(8);
+  BlockPool pool(8, 1, budget);
+  PrefixIndex index(pool, kBlock);
+  const auto blocks = take(pool, 4);
+  index.insert(range(0, 16), blocks);
+  pool.release(blocks[0]);  // as when a sequence's first blocks were compacted
+  pool.release(blocks[1]);
+  CHECK(index.evict_one());
+  CHECK(index.n_blocks() == 1);  // the two behind it are out of reach
+  CHECK(pool.n_free() == 5);
+  CHECK(index.evict_one());
+  CHECK(index.n_blocks() == 0);
+  CHECK(pool.n_free() == 6);
+  CHECK(pool.n_holders(blocks[3]) == 1);
+  CHECK_FALSE(index.evict_one());
+}
+
 TEST_CASE("clear forgets everything, also blocks that someone holds") {
   KvBudget budget(8);
   BlockPool pool(8, 1, budget);

@@ -23,7 +23,9 @@ def base(tiny_model: TinyModelFactory, tmp_path_factory: pytest.TempPathFactory)
 
 def test_json(cli: Cli, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    shown = cli("demo", "context", "--base", base, "--turns", 6, "--budget", "1GB", "--json")
+    shown = cli(
+        "demo", "context", "--base", base, "--turns", 6, "--budget", "1GB", "--threads", 1, "--json"
+    )
     assert shown.code == 0, shown.err
     rows = [json.loads(line) for line in shown.out.splitlines()]
     assert [row["turn"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -38,7 +40,7 @@ def test_json(cli: Cli, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_lines(cli: Cli, base: Path) -> None:
-    shown = cli("demo", "context", "--base", base, "--turns", 2, "--budget", "1GB")
+    shown = cli("demo", "context", "--base", base, "--turns", 2, "--budget", "1GB", "--threads", 1)
     assert shown.code == 0, shown.err
     head, first, second, question, tiered, f16 = shown.out.splitlines()
     assert head.split()[:4] == ["turn", "tokens", "F16", "now"]
@@ -49,7 +51,7 @@ def test_lines(cli: Cli, base: Path) -> None:
 
 
 def test_a_budget_that_is_too_small(cli: Cli, base: Path) -> None:
-    shown = cli("demo", "context", "--base", base, "--turns", 2, "--budget", "1kB")
+    shown = cli("demo", "context", "--base", base, "--turns", 2, "--budget", "1kB", "--threads", 1)
     assert shown.code == 1
     assert "ContextBudgetError" in shown.err
     assert cli("demo", "context", "--base", base, "--budget", "much").code == 2

@@ -203,7 +203,7 @@ def test_a_frame_goes_with_its_message(chat_of: ChatOf) -> None:
         rows = graded(chat_of([FIRST, message, {"role": "user", "content": CHITCHAT}]))
         frame = [f for s, f in rows if s.kind == "control" and s.message_index == 1]
         assert frame and {f and f.reason for f in frame} == {"written by the chat template"}
-        return {f and f.tier for f in frame}
+        return {f.tier if f else None for f in frame}
 
     assert frame_of({"role": "user", "content": CHITCHAT}) == {Tier.IMPORTANT}
     assert frame_of({"role": "assistant", "content": "There are 12."}) == {Tier.IMPORTANT}

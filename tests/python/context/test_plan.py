@@ -122,10 +122,11 @@ def test_demoting_begins_late_and_goes_far(chat_of: ChatOf) -> None:
     free = plan_of(long_chat, AT_ONCE).report.total_bytes
     # Scores that say that everything is worthless: hysteresis lets all of it go.
     options = replace(AT_ONCE, demote_below=5.0)
-    calm = plan_of(long_chat, replace(options, budget_bytes=int(free / 0.89)))
+    unknown = SpanSignals()
+    calm = plan_of(long_chat, replace(options, budget_bytes=int(free / 0.89)), unknown)
     assert calm.slot_spans == ()
     budget = int(free / 0.91)
-    busy = plan_of(long_chat, replace(options, budget_bytes=budget))
+    busy = plan_of(long_chat, replace(options, budget_bytes=budget), unknown)
     assert busy.report.demoted
     largest = max(d.n_tokens for d in busy.report.demoted) * COSTS.important_token_bytes
     assert 0.7 * budget - largest < busy.report.total_bytes <= 0.7 * budget
@@ -180,6 +181,7 @@ def test_two_low_checks_are_needed(long_chat: Chat) -> None:
     grader = ContextGrader()
     first = grader.plan(long_chat, signals, COSTS, options)
     assert first.slot_spans == ()
+    assert grader.plan(long_chat, None, COSTS, options).slot_spans == ()  # a look, not a check
     second = grader.plan(long_chat, signals, COSTS, options)
     assert second.report.total_bytes <= 0.9 * options.budget_bytes
     # Over the budget there is none.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.tokenizer import Tokenizer
-from modularbase.context.chat import Chat
+from modularbase.context.chat import Chat, Section
 from modularbase.context.spans import Span, cut_spans
 from modularbase.context.text_units import split_units
 from modularbase.types import Message
@@ -62,6 +62,13 @@ def test_units_cover_a_text(text: str) -> None:
 )  # fmt: skip
 def test_where_text_is_cut(text: str, units: list[str]) -> None:
     assert [text[unit.begin : unit.end] for unit in split_units(text)] == units
+
+
+def test_an_answer_without_text_is_cut_all_the_same() -> None:
+    n_tokens = 600
+    section = Section(0, (7,) * n_tokens, (0,) * n_tokens, "", 1, "assistant", False, None)
+    spans = cut_spans([section])
+    assert [span.n_tokens for span in spans] == [256, 256, 88]
 
 
 @settings(max_examples=60, deadline=None)
