@@ -31,7 +31,7 @@ class BlockBytes:
         scales = 2 * n_values // 32
         exact = 2 * n_values
         important = n_values // 2 + scales + 2 * info["head_dim"]
-        slots = exact + 4 * BLOCK_TOKENS
+        slots = n_values + scales + 4 * BLOCK_TOKENS
         n_heads = info["n_layer"] * info["n_head_kv"]
         n_detail_heads = n_detail_layer * info["n_head_kv"]
         return cls(
