@@ -168,6 +168,7 @@ void bind_context(py::module_& module, py::class_<Engine>& engine) {
           "forget",
           [](Engine& self, ConversationId id, const std::vector<std::tuple<int, int>>& ranges) {
             std::vector<PositionRange> list;
+            list.reserve(ranges.size());
             for (const auto& [start, n_tokens] : ranges) list.push_back({start, n_tokens});
             return self.forget(id, list);
           },

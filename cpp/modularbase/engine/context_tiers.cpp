@@ -222,9 +222,8 @@ ContextState ContextTiers::state(ConversationId id) {
 std::vector<float> ContextTiers::attention_received(ConversationId id,
                                                     const std::vector<SlotSpan>& spans, int layer) {
   return look_at(conversation(id), spans, layer,
-                 [](SpanFitter& fitter, const LayerView& view, auto&&, std::span<float> seen) {
-                   fitter.receive(view, seen);
-                 });
+                 [](SpanFitter& fitter, const LayerView& view, const std::vector<std::int32_t>&,
+                    std::span<float> seen) { fitter.receive(view, seen); });
 }
 
 std::vector<float> ContextTiers::expected_attention(ConversationId id,
@@ -232,7 +231,8 @@ std::vector<float> ContextTiers::expected_attention(ConversationId id,
   Conversation& kept = conversation(id);
   const auto n_tokens = static_cast<std::int32_t>(kept.kv.n_tokens);
   return look_at(kept, spans, layer,
-                 [&](SpanFitter& fitter, const LayerView& view, auto&& asked, auto seen) {
+                 [&](SpanFitter& fitter, const LayerView& view, std::vector<std::int32_t> asked,
+                     std::span<float> seen) {
                    fitter.expect(view, {std::move(asked), n_tokens, kTokensAhead}, shift_, seen);
                  });
 }

@@ -52,8 +52,8 @@ void SpanFitter::load_span(const LayerView& layer, const SlotSpan& span, std::in
 
 void SpanFitter::add_span(const LayerView& layer, const SlotSpan& span, std::int64_t head,
                           TileReader& reader) {
-  for (std::int32_t i = 0; i < span.n_tokens; ++i) {
-    const PastSource& source = located_.places[static_cast<std::size_t>(span.start + i)];
+  const auto first = located_.places.begin() + span.start;
+  for (const PastSource& source : std::span(first, static_cast<std::size_t>(span.n_tokens))) {
     const TokenPlace& place = layer.is_upper ? source.upper : source.lower;
     const float* key = reader.key(place, head);
     const float* value = reader.value(place, head);
