@@ -297,6 +297,7 @@ class Conversation:
         tiers, rehydrate = b"", []
         if self._options:
             tiers = self._graded(None).tiers
+        if self._options and self._grader.summarised:
             similarity = similarity_to_newest(cut_spans(self._chat.sections))
             found = self._grader.spans_to_rehydrate(self._chat, similarity, self._options)
             rehydrate = [span.start for span in found]

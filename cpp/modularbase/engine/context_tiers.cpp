@@ -96,10 +96,9 @@ void ContextTiers::start(ConversationId id, PastPlan plan, std::promise<Compacti
 
 void ContextTiers::start_forgetting(ConversationId id, std::vector<PositionRange> ranges,
                                     std::promise<CompactionReport> report) {
-  const Conversation* kept = conversations_.find(id);
-  if (!kept) throw InvalidRequestError("conversation", "an open one", std::to_string(id));
-  const bool is_there = !kept->is_running && kept->kv.n_tokens > 0 && !ranges.empty();
-  if (is_there && !can_forget(kept->kv, ranges)) {
+  const Conversation& kept = conversation(id);
+  const bool is_there = !kept.is_running && kept.kv.n_tokens > 0 && !ranges.empty();
+  if (is_there && !can_forget(kept.kv, ranges)) {
     throw InvalidRequestError("ranges",
                               "in order, in whole blocks of what is kept, and whole spans",
                               std::to_string(ranges.size()) + " of another kind");
@@ -200,11 +199,11 @@ Conversation& ContextTiers::conversation(ConversationId id) {
 }
 
 ContextState ContextTiers::state(ConversationId id) {
-  const Conversation* kept = &conversation(id);
-  const KvPast& past = kept->kv.past;
-  ContextState state{.n_tokens = kept->kv.n_tokens,
+  const Conversation& kept = conversation(id);
+  const KvPast& past = kept.kv.past;
+  ContextState state{.n_tokens = kept.kv.n_tokens,
                      .n_compacted = past.n_positions,
-                     .n_rebuilt = kept->n_rebuilt,
+                     .n_rebuilt = kept.n_rebuilt,
                      .tiers = past.tiers,
                      .spans = past.spans};
   for (const PastBlock& block : past.blocks) {
@@ -213,9 +212,9 @@ ContextState ContextTiers::state(ConversationId id) {
      : block.tier == Tier::kImportant ? state.important_bytes
                                       : state.redundant_bytes) += n_bytes;
   }
-  const auto n_own = std::ranges::count_if(kept->kv.lower, [](BlockId b) { return b != kNoBlock; });
+  const auto n_own = std::ranges::count_if(kept.kv.lower, [](BlockId b) { return b != kNoBlock; });
   state.own_bytes = static_cast<std::size_t>(n_own) * cache_.block_bytes(kernels::kExactTier);
-  if (kept->window) state.query_bytes = kept->window->n_bytes();
+  if (kept.window) state.query_bytes = kept.window->n_bytes();
   return state;
 }
 

@@ -15,12 +15,6 @@ RequestSpec turn(ConversationId id, const Ids& prompt, GenerationId pack) {
   return spec;
 }
 
-EngineOptions tiered() {
-  EngineOptions options = tiny_options();
-  options.kv = "tiered";
-  return options;
-}
-
 TinyShape long_context() {
   TinyShape shape;
   shape.n_ctx = 4096;

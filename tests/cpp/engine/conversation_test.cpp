@@ -13,11 +13,6 @@ namespace {
 
 constexpr std::size_t kPromptTokens = 330;
 
-EngineOptions tiered(EngineOptions options = tiny_options()) {
-  options.kv = "tiered";
-  return options;
-}
-
 RequestSpec turn(ConversationId id, const Ids& prompt, std::int64_t max_tokens = 4) {
   RequestSpec spec = greedy(prompt, max_tokens);
   spec.conversation = id;

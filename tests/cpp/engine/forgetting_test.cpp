@@ -11,11 +11,6 @@ namespace {
 
 constexpr std::size_t kPromptTokens = 400;
 
-EngineOptions tiered(EngineOptions options = tiny_options()) {
-  options.kv = "tiered";
-  return options;
-}
-
 RequestSpec turn(ConversationId id, const Ids& prompt) {
   RequestSpec spec = greedy(prompt, 6);
   spec.conversation = id;

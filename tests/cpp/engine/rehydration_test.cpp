@@ -10,11 +10,6 @@ namespace {
 
 constexpr std::size_t kPromptTokens = 330;
 
-EngineOptions tiered(EngineOptions options = tiny_options()) {
-  options.kv = "tiered";
-  return options;
-}
-
 RequestSpec turn(ConversationId id, const Ids& prompt) {
   RequestSpec spec = greedy(prompt, 6);
   spec.conversation = id;

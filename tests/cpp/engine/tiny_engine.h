@@ -31,6 +31,11 @@ inline EngineOptions tiny_options() {
   return options;
 }
 
+inline EngineOptions tiered(EngineOptions options = tiny_options()) {
+  options.kv = "tiered";
+  return options;
+}
+
 /// Two where there are two cores, for what threads may get wrong.
 inline EngineOptions threaded(EngineOptions options = tiny_options()) {
   options.n_threads = std::thread::hardware_concurrency() > 1 ? 2 : 1;
