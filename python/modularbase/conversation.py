@@ -324,9 +324,8 @@ class Conversation:
         plan = self._graded(
             span_signals(self._host, self._open_id(), spans, n_past, self._surprises)
         )
-        slots = [(s.start, s.n_tokens, s.n_slots) for s in plan.slot_spans if s.is_new]
         done = self._runtime.compact(
-            self._open_id(), plan.tiers[:n_past], slots, options.max_fit_error
+            self._open_id(), plan.tiers[:n_past], plan.new_slots, options.max_fit_error
         )
         if done.outcome.name == "done":
             self._grader.accept(plan, {start for start, _, _ in done.refused})

@@ -107,7 +107,7 @@ class PromptPlan:
     @property
     def has_new_slots(self) -> bool:
         """Whether something is still to be summarised."""
-        return any(span.is_new for span in self._plan.slot_spans)
+        return bool(self._plan.new_slots)
 
     @property
     def report(self) -> ContextReport:
@@ -125,9 +125,11 @@ class PromptPlan:
         # The last token is computed again: its output is the answer's first token.
         n_past = max(0, len(self.tiers) - max(1, self._options.window_tokens))
         while self.has_new_slots:
-            slots = [(s.start, s.n_tokens, s.n_slots) for s in self._plan.slot_spans if s.is_new]
             done = runtime.compact(
-                conversation, self.tiers[:n_past], slots, self._options.max_fit_error
+                conversation,
+                self.tiers[:n_past],
+                self._plan.new_slots,
+                self._options.max_fit_error,
             )
             if done.outcome.name != "done":
                 return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ def load(path: Path, device: Any, kv: KvKind) -> Engine:
 @pytest.fixture
 def both(wide_model: Path, kv: KvKind) -> Iterator[tuple[Engine, Engine]]:
     """An engine on the GPU and one on the CPU."""
-    with ExitStack() as stack:
-        yield tuple(stack.enter_context(load(wide_model, d, kv)) for d in ("cuda", "cpu"))  # type: ignore[misc]
+    with load(wide_model, "cuda", kv) as on_gpu, load(wide_model, "cpu", kv) as on_cpu:
+        yield on_gpu, on_cpu
 
 
 def first_logprob(result: Any) -> float:

@@ -55,6 +55,11 @@ class TierPlan:
     slot_spans: tuple[SlotSpan, ...]
     report: ContextReport
 
+    @property
+    def new_slots(self) -> list[tuple[int, int, int]]:
+        """First position, tokens and slots of what is still to be fitted."""
+        return [(s.start, s.n_tokens, s.n_slots) for s in self.slot_spans if s.is_new]
+
 
 @dataclass(frozen=True, slots=True)
 class GraderState:
