@@ -15,7 +15,7 @@ void bind_options(py::module_& module) {
       .def_readwrite("device", &EngineOptions::device)
       .def_readwrite("kv", &EngineOptions::kv)
       .def_readwrite("kv_window_tokens", &EngineOptions::kv_window_tokens)
-      .def_readwrite("kv_detail_layers", &EngineOptions::kv_detail_layers)
+      .def_readwrite("kv_detail_heads", &EngineOptions::kv_detail_heads)
       .def_readwrite("n_threads", &EngineOptions::n_threads)
       .def_readwrite("n_ctx", &EngineOptions::n_ctx)
       .def_readwrite("kv_budget_bytes", &EngineOptions::kv_budget_bytes)

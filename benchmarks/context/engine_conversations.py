@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from benchmarks.context.chat_tokens import WrittenTurns
-from benchmarks.context.engine_systems import last_logits, total_bytes
+from benchmarks.context.engine_systems import DetailHeads, last_logits, total_bytes
 from modularbase import Engine
 from modularbase.context.plan import ContextGrader
 from modularbase.context_types import ContextOptions
@@ -36,17 +36,17 @@ class TalkKeeping:
     ratio: float = 0
 
 
-TALK_KEEPINGS: Mapping[tuple[KvKind, tuple[int, ...] | None], Sequence[TalkKeeping]] = {
+TALK_KEEPINGS: Mapping[tuple[KvKind, DetailHeads | None], Sequence[TalkKeeping]] = {
     ("f16", None): [TalkKeeping("ours, F16")],
     ("tiered", None): [
         TalkKeeping("ours, budget of a quarter", ContextOptions(), 4),
         TalkKeeping("ours, budget of a fifth", ContextOptions(), 5),
     ],
     ("tiered", ()): [
-        TalkKeeping("ours, least budget, no detail layers", ContextOptions(slots_ratio=32), 8),
+        TalkKeeping("ours, least budget, no detail heads", ContextOptions(slots_ratio=32), 8),
     ],
 }
-"""By kind of cache and detail layers; exact first."""
+"""By kind of cache and detail heads; exact first."""
 
 
 class CountingTalk:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from benchmarks.context.systems import TierName
 from modularbase import Engine, EngineOptions, _core
@@ -19,6 +19,8 @@ from modularbase.types import FloatArray, KvKind
 SINK_TOKENS, WINDOW_TOKENS, SPAN_TOKENS = 16, 128, 256
 SENTENCES_TOKENS = 64  # as the grader joins them
 MOST_REHYDRATED = 4
+DetailHeads: TypeAlias = tuple[tuple[int, int], ...]
+"""KV heads as (layer, head)."""
 CODES: dict[TierName, int] = {"key": 0, "important": 1, "redundant": 2}
 
 
@@ -30,14 +32,14 @@ class Keeping:
         name: As tables have it.
         kv: Of the engine.
         ratio: Tokens a slot; 0: nothing is summarised.
-        detail_layers: None takes the catalogue's.
+        detail_heads: None takes the catalogue's.
         rehydrate_above: Spans that a question resembles more are read again; None: none is.
     """
 
     name: str
     kv: KvKind
     ratio: int = 0
-    detail_layers: tuple[int, ...] | None = None
+    detail_heads: DetailHeads | None = None
     rehydrate_above: float | None = None
 
 
@@ -45,7 +47,7 @@ KEEPINGS = (
     Keeping("ours, Q8_0", "q8_0"),
     Keeping("ours, important", "tiered"),
     Keeping("ours, redundant 16:1 but for the ends", "tiered", 16),
-    Keeping("ours, the same without detail layers", "tiered", 16, ()),
+    Keeping("ours, the same without detail heads", "tiered", 16, ()),
 )
 
 TOLD_KEEPINGS: Mapping[Keeping, Sequence[TierName]] = {
@@ -63,7 +65,7 @@ class EngineSystem:
         self.name = keeping.name
         self.heeded_tiers = TOLD_KEEPINGS.get(keeping, ())
         self.keeping = keeping
-        self.engine = load_engine(base, keeping.kv, keeping.detail_layers, n_threads)
+        self.engine = load_engine(base, keeping.kv, keeping.detail_heads, n_threads)
         self.head = read_head(base)  # [n_vocab, n_embd]
 
     def hold(self, ids: Sequence[int], tiers: Sequence[TierName] | None = None) -> EngineContext:
@@ -145,10 +147,10 @@ class EngineContext:
 
 
 def load_engine(
-    base: Path, kv: KvKind, detail_layers: tuple[int, ...] | None, n_threads: int
+    base: Path, kv: KvKind, detail_heads: DetailHeads | None, n_threads: int
 ) -> Engine:
     """An engine that computes everything it is asked, in the types of the file."""
-    options = EngineOptions(pack_budget_bytes=0, prefix_cache="off", kv_detail_layers=detail_layers)
+    options = EngineOptions(pack_budget_bytes=0, prefix_cache="off", kv_detail_heads=detail_heads)
     return Engine.load(base, dtype="keep", n_threads=n_threads, kv=kv, options=options)
 
 

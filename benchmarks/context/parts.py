@@ -20,6 +20,7 @@ from benchmarks.context.engine_conversations import (
     fitting_options,
 )
 from benchmarks.context.engine_systems import (
+    DetailHeads,
     KEEPINGS,
     TOLD_KEEPINGS,
     EngineSystem,
@@ -62,9 +63,9 @@ class Bench:
         self.systems = settings.systems(self.model)
         self.writer = ChatWriter(read_metadata(base))
 
-    def engine(self, kv: KvKind, detail_layers: tuple[int, ...] | None) -> Engine:
+    def engine(self, kv: KvKind, detail_heads: DetailHeads | None) -> Engine:
         """An engine of ours."""
-        return load_engine(self.base, kv, detail_layers, self.n_threads)
+        return load_engine(self.base, kv, detail_heads, self.n_threads)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from modularbase.context.plan import GraderState
 from modularbase.errors import ConversationFileError
 from modularbase.storage.files import appearing
 
-MAGIC = b"MBCONV\x00\x02"
+MAGIC = b"MBCONV\x00\x03"
 _DIGEST_BYTES = 32
 
 
@@ -32,7 +32,7 @@ class Layout(BaseModel):
     n_head_kv: int
     head_dim: int
     first_site: int
-    detail_layers: list[int]
+    detail_heads: list[tuple[int, int]]
     in_rows: bool
 
 

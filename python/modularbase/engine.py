@@ -102,7 +102,7 @@ class Engine(ResidentBase):
         raw = _core.EngineOptions()
         for field in fields(EngineOptions):
             value = getattr(options or EngineOptions(), field.name)
-            if value is not None or field.name != "kv_detail_layers":
+            if value is not None or field.name != "kv_detail_heads":
                 assign(raw, field.name, value)
         assign(raw, "dtype", dtype)
         assign(raw, "device", device)
@@ -115,8 +115,8 @@ class Engine(ResidentBase):
         if pack_budget is not None:
             raw.pack_budget_bytes = parse_bytes("pack_budget", pack_budget)
         metadata = read_metadata(path)
-        if options is None or options.kv_detail_layers is None:
-            raw.kv_detail_layers = BaseIdentity(path, metadata).detail_layers
+        if options is None or options.kv_detail_heads is None:
+            raw.kv_detail_heads = BaseIdentity(path, metadata).detail_heads
         return cls(path, metadata, raw, default_packs, predictor)
 
     def __enter__(self) -> Engine:
@@ -312,8 +312,8 @@ class Engine(ResidentBase):
 
     @cached_property
     def _tier_costs(self) -> TierCosts:
-        n_detail_layer = len(self._raw_options.kv_detail_layers)
-        return TierCosts.from_metadata(str(self._path), self._metadata, n_detail_layer)
+        n_detail_head = len(set(self._raw_options.kv_detail_heads))
+        return TierCosts.from_metadata(str(self._path), self._metadata, n_detail_head)
 
     @cached_property
     def _host(self) -> Host:
@@ -332,7 +332,7 @@ class Engine(ResidentBase):
                 n_head_kv=info["n_head_kv"],
                 head_dim=info["head_dim"],
                 first_site=info["first_site"],
-                detail_layers=self._raw_options.kv_detail_layers,
+                detail_heads=self._raw_options.kv_detail_heads,
                 in_rows=info["kv_in_rows"],
             ),
             min(info["n_ctx"], info["n_kv_tokens"]),

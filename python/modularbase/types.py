@@ -74,8 +74,8 @@ class EngineOptions:
             a conversation can spare as a summary.
         kv_window_tokens: The last tokens of a sequence, which "q4_0" and "tiered" keep exactly; at
             least 128.
-        kv_detail_layers: Layers where "tiered" keeps in 4 bits what other layers summarise; None
-            takes those that the catalogue knows of the base.
+        kv_detail_heads: KV heads, as (layer, head), of which "tiered" keeps in 4 bits what it
+            summarises of others; None takes those that the catalogue knows of the base.
         kv_budget_bytes: Memory for the KV cache; 0 gives room for two sequences of n_ctx tokens in
             16 bits.
         pack_budget_bytes: Memory for packs; 0 makes an engine without packs.
@@ -93,7 +93,7 @@ class EngineOptions:
 
     kv: KvKind = "f16"
     kv_window_tokens: int = 128
-    kv_detail_layers: tuple[int, ...] | None = None
+    kv_detail_heads: tuple[tuple[int, int], ...] | None = None
     kv_budget_bytes: int = 0
     pack_budget_bytes: int = 256 << 20
     first_site: int = -1

@@ -23,7 +23,7 @@ CHATTER = "so many words about the weather and the garden and the long way home 
 
 
 def load(path: Path, device: Any, kv: KvKind) -> Engine:
-    options = EngineOptions(pack_budget_bytes=0, attention="reference", kv_detail_layers=(1,))
+    options = EngineOptions(pack_budget_bytes=0, attention="reference", kv_detail_heads=((1, 0),))
     return Engine.load(path, device=device, dtype="keep", n_threads=2, kv=kv, options=options)
 
 

@@ -179,7 +179,7 @@ def test_a_file_of_another_base(
 
 @pytest.mark.parametrize(
     "options",
-    [{"kv": "f16"}, {"kv": "q4_0"}, {"kv_detail_layers": (1,)}, {"attention": "reference"}],
+    [{"kv": "f16"}, {"kv": "q4_0"}, {"kv_detail_heads": ((1, 0),)}, {"attention": "reference"}],
 )
 def test_a_file_of_another_kind_of_cache(
     content: bytes, wide_model: Path, tmp_path: Path, options: dict[str, Any]

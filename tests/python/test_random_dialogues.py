@@ -32,7 +32,7 @@ N_PARTS = 4
 N_STEPS = 6
 N_CTX = 1280  # some outgrow it
 N_BLOCKS = N_CTX // 64  # of 16 bits: two dialogues do not always fit
-DETAIL_LAYER = 0
+DETAIL_HEADS = ((0, 1), (1, 0), (1, 1))  # a layer with some, and one with nothing but them
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True, "logprobs": 2}
 TEXT = "so many words about the 7 gardens, always and never, and long ways home. "
 WAIT_S = 60
@@ -65,10 +65,10 @@ def world(wide_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "tiered",
             n_ctx=N_CTX,
             kv_budget_bytes=N_BLOCKS * block_bytes,
-            kv_detail_layers=(DETAIL_LAYER,),
+            kv_detail_heads=DETAIL_HEADS,
         ) as tiered:
             tiered.packs.load(str(packs[0]))
-            yield World(tiered, exact, BlockBytes.of(tiered, 1), packs, folder)
+            yield World(tiered, exact, BlockBytes.of(tiered, len(DETAIL_HEADS)), packs, folder)
 
 
 class Dialogue:

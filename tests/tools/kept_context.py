@@ -25,7 +25,7 @@ class BlockBytes:
     kept: tuple[int, ...]  # of each kind, keys and values
 
     @classmethod
-    def of(cls, engine: Engine, n_detail_layer: int) -> BlockBytes:
+    def of(cls, engine: Engine, n_detail_heads: int) -> BlockBytes:
         info = engine.info
         n_values = 2 * info["head_dim"] * BLOCK_TOKENS  # of a head: keys and values
         scales = 2 * n_values // 32
@@ -33,7 +33,6 @@ class BlockBytes:
         important = n_values // 2 + scales + 2 * info["head_dim"]
         slots = n_values + scales + 4 * BLOCK_TOKENS
         n_heads = info["n_layer"] * info["n_head_kv"]
-        n_detail_heads = n_detail_layer * info["n_head_kv"]
         return cls(
             exact=info["kv_bytes"] // info["n_kv_blocks"],
             kept=(

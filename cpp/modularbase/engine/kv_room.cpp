@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "modularbase/core/errors.h"
@@ -41,16 +42,19 @@ std::vector<bool> wide_keys(const Model& model) {
   return wide;
 }
 
-std::vector<bool> detail_layers(const std::vector<int>& layers, std::int64_t n_layer) {
-  std::vector<bool> details(static_cast<std::size_t>(n_layer), false);
-  for (const int layer : layers) {
-    if (layer < 0 || layer >= n_layer) {
-      throw InvalidRequestError("kv_detail_layers", "layers 0.." + std::to_string(n_layer - 1),
-                                std::to_string(layer));
+std::vector<KvHead> detail_heads(const std::vector<std::pair<int, int>>& named,
+                                 const ModelConfig& config) {
+  std::vector<KvHead> heads;
+  for (const auto& [layer, head] : named) {
+    if (layer < 0 || layer >= config.n_layer || head < 0 || head >= config.n_head_kv) {
+      throw InvalidRequestError("kv_detail_heads",
+                                "layers 0.." + std::to_string(config.n_layer - 1) +
+                                    " and KV heads 0.." + std::to_string(config.n_head_kv - 1),
+                                "(" + std::to_string(layer) + ", " + std::to_string(head) + ")");
     }
-    details[static_cast<std::size_t>(layer)] = true;
+    heads.push_back({layer, head});
   }
-  return details;
+  return heads;
 }
 
 }  // namespace
@@ -80,7 +84,7 @@ KvTiers resolve_tiers(const ResolvedOptions& options, const Model& model, const 
       .has_important = true,
       .has_redundant = options.tiers.mode == KvMode::kTiered,
       .wide_keys = wide_keys(model),
-      .detail_layers = detail_layers(options.kv_detail_layers, model.config.n_layer),
+      .detail_heads = detail_heads(options.kv_detail_heads, model.config),
       .in_rows = attention_path(options, model.config.head_dim, backend) == KernelPath::kReference};
 }
 

@@ -77,7 +77,7 @@ ResolvedOptions resolve_options(const EngineOptions& o) {
           .prefix_cache = choose("prefix_cache", o.prefix_cache, kSwitch),
           .kv_type = kv.type,
           .tiers = {kv.mode, o.kv_window_tokens},
-          .kv_detail_layers = o.kv_detail_layers,
+          .kv_detail_heads = o.kv_detail_heads,
           // More compute threads than cores would wait for each other at every barrier.
           .n_threads = o.n_threads == 0 ? n_cores : in_range("n_threads", o.n_threads, 1, n_cores),
           .pack_budget_bytes = o.pack_budget_bytes,

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "modularbase/engine/context_tiers.h"
@@ -23,7 +24,8 @@ struct EngineOptions {
   // kv_window_tokens; tiered: so, or better or worse, as requests and plans say.
   std::string kv = "f16";
   std::int64_t kv_window_tokens = 128;
-  std::vector<int> kv_detail_layers;  // tiered: they keep what others summarise in 4 bits
+  // Tiered: (layer, kv head); these keep in 4 bits what others summarise.
+  std::vector<std::pair<int, int>> kv_detail_heads;
   int n_threads = 0;                  // 0: one per core this process may use
   std::int64_t n_ctx = 0;  // longest sequence; 0: what the model was trained for, at most 32768
   std::int64_t kv_budget_bytes = 0;  // memory for KV blocks; 0: room for two sequences of n_ctx
@@ -47,7 +49,7 @@ struct ResolvedOptions {
   bool prefix_cache;
   ggml_type kv_type;  // of exact blocks
   TierRules tiers;
-  std::vector<int> kv_detail_layers;
+  std::vector<std::pair<int, int>> kv_detail_heads;
   int n_threads;
   std::int64_t pack_budget_bytes;
   int n_batch;

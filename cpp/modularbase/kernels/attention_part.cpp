@@ -42,7 +42,7 @@ Pages pages_of(const AttentionArgs& args, const AttentionSpan& span, const Atten
     const int end = std::min(begin + kPartPages, span.n_segments);
     for (int i = begin; i < end; ++i) {
       const KvSegment& segment = span.segments[i];
-      if (segment.visible == 0 || !args.kv.tiers[segment.tier].k) continue;
+      if (segment.visible == 0 || !args.kv.tiers[segment.tier].has(item.kv_head)) continue;
       result.add(page_of(args.kv, segment.tier, segment.block, item.kv_head, segment.visible));
     }
     return result;

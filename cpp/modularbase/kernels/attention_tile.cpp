@@ -89,7 +89,7 @@ class Tile {
     load_queries();
     for (int i = 0; i < span_.n_segments; ++i) {
       const KvSegment& segment = span_.segments[i];
-      if (segment.visible == 0 || !args_.kv.tiers[segment.tier].k) continue;
+      if (segment.visible == 0 || !args_.kv.tiers[segment.tier].has(kv_head_)) continue;
       load_page(page_of(args_.kv, segment.tier, segment.block, kv_head_, segment.visible));
       attend_page(kBeforeAll);
     }

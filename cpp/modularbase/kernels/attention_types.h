@@ -12,12 +12,12 @@ namespace modularbase::kernels {
 inline std::byte* key_tile(const KvLayer& kv, const KvTierLayer& tier, std::int64_t block,
                            std::int64_t head) {
   return tier.k + static_cast<std::size_t>(block) * tier.block_stride +
-         static_cast<std::size_t>(head) * tile_bytes(tier.k_format, kv.head_dim);
+         static_cast<std::size_t>(tier.tile(head)) * tile_bytes(tier.k_format, kv.head_dim);
 }
 inline std::byte* value_tile(const KvLayer& kv, const KvTierLayer& tier, std::int64_t block,
                              std::int64_t head) {
   return tier.v + static_cast<std::size_t>(block) * tier.block_stride +
-         static_cast<std::size_t>(head) * tile_bytes(tier.v_format, kv.head_dim);
+         static_cast<std::size_t>(tier.tile(head)) * tile_bytes(tier.v_format, kv.head_dim);
 }
 
 /// What one block shows of one head.
@@ -36,7 +36,7 @@ inline Page page_of(const KvLayer& kv, std::int32_t tier_index, std::int64_t blo
   if (tier.log_weight) {
     log_weight = reinterpret_cast<const float*>(tier.log_weight + static_cast<std::size_t>(block) *
                                                                       tier.block_stride) +
-                 head * kBlockTokens;
+                 tier.tile(head) * kBlockTokens;
   }
   return {&tier, key_tile(kv, tier, block, head), value_tile(kv, tier, block, head), log_weight,
           visible};

@@ -88,7 +88,7 @@ void Compaction::build(const LayerView& layer) {
   TileReader reader(layer.kv);
   for (std::int64_t head = 0; head < layer.kv.n_head_kv; ++head) {
     for (const NewPastBlock& made : past_.blocks) {
-      if (layer.kv.tiers[made.block.memory].k) fill(made, layer, head, reader);
+      if (layer.kv.tiers[made.block.memory].has(head)) fill(made, layer, head, reader);
     }
   }
   for (const NewPastBlock& made : past_.blocks) cache_.upload(made.block, model_layer);

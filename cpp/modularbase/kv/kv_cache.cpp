@@ -22,14 +22,20 @@ std::vector<PrefixKey> keys_of(std::span<const TokenId> tokens, std::int64_t n,
   return keys;
 }
 
-// Which of a group's layers keep details.
-std::vector<bool> details_of(const KvGeometry& group, const KvTiers& tiers) {
-  std::vector<bool> details(static_cast<std::size_t>(group.n_layer), false);
-  for (std::size_t i = 0; i < details.size(); ++i) {
-    const std::size_t layer = i + static_cast<std::size_t>(group.first_layer);
-    details[i] = layer < tiers.detail_layers.size() && tiers.detail_layers[layer];
+// The tiles of a group's heads, by layer: of those that keep details, or of the others.
+std::vector<std::vector<std::int32_t>> tiles_of(const KvGeometry& group, const KvTiers& tiers,
+                                                bool has_details) {
+  std::vector<std::vector<std::int32_t>> tiles(static_cast<std::size_t>(group.n_layer));
+  for (std::size_t i = 0; i < tiles.size(); ++i) {
+    const int layer = static_cast<int>(group.first_layer) + static_cast<int>(i);
+    std::int32_t n_tiles = 0;
+    for (int head = 0; head < static_cast<int>(group.n_head_kv); ++head) {
+      const bool is_detail =
+          std::ranges::find(tiers.detail_heads, KvHead{layer, head}) != tiers.detail_heads.end();
+      tiles[i].push_back(is_detail == has_details ? n_tiles++ : -1);
+    }
   }
-  return details;
+  return tiles;
 }
 
 }  // namespace
@@ -66,14 +72,13 @@ TierGeometry redundant_blocks(const KvGeometry& group, const KvTiers& tiers) {
                                         TileFormat::kQ8Keys);
   TierGeometry geometry{
       group.n_head_kv, group.head_dim, group.first_layer, formats, TileFormat::kQ8_0, true, {}};
-  geometry.lacks = details_of(group, tiers);
+  geometry.tiles = tiles_of(group, tiers, false);
   return geometry;
 }
 
 TierGeometry detail_blocks(const KvGeometry& group, const KvTiers& tiers) {
   TierGeometry geometry = important_blocks(group, tiers);
-  geometry.lacks = details_of(group, tiers);
-  geometry.lacks.flip();
+  geometry.tiles = tiles_of(group, tiers, true);
   return geometry;
 }
 
@@ -83,8 +88,7 @@ KvCache::KvCache(const KvGroups& groups, const KvTiers& tiers, std::int64_t n_bl
       lower_(groups.lower, n_blocks, budget_, backend),
       prefix_cache_(prefix_cache),
       has_tiers_(tiers.has_important || tiers.has_redundant),
-      has_details_(tiers.has_redundant &&
-                   std::ranges::find(tiers.detail_layers, true) != tiers.detail_layers.end()) {
+      has_details_(tiers.has_redundant && !tiers.detail_heads.empty()) {
   if (groups.upper) upper_.emplace(*groups.upper, n_blocks, budget_, backend);
   const auto add = [&](KvTier tier, const auto& geometry_of) {
     const TierGeometry lower = geometry_of(groups.lower, tiers);

@@ -18,15 +18,21 @@ struct KvGroups {
   std::size_t block_bytes() const;
 };
 
+/// A kv head of the model.
+struct KvHead {
+  int layer = 0;
+  int head = 0;
+  bool operator==(const KvHead&) const = default;
+};
+
 /// What there is beside exact blocks.
 struct KvTiers {
   bool has_important = false;
   bool has_redundant = false;
   std::vector<bool> wide_keys =
       {};  // of the model's layers: 4 bits would lose too much of their keys
-  // Of the model's layers: slots would lose what they look up, so that they keep a redundant
-  // token's keys and values in 4 bits. Empty: none.
-  std::vector<bool> detail_layers = {};
+  // Slots would lose what these look up: they keep a redundant token's keys and values in 4 bits.
+  std::vector<KvHead> detail_heads = {};
   bool in_rows = false;  // 4-bit tiles are made of ggml's rows, for graphs of its ops
 };
 

@@ -16,7 +16,7 @@ struct PastPlan {
   std::vector<Tier> tiers;       // of each position
   std::vector<SlotSpan> spans;  // of the redundant tokens, in order; without one they are important
   float max_error = 0.0f;       // of a fit's output: beyond it, a span stays important
-  bool has_details = false;     // some layers keep the tokens that slots stand for
+  bool has_details = false;     // some heads keep the tokens that slots stand for
   // Where each position goes, in order; -1: it is forgotten. Empty: all stay where they are.
   std::vector<std::int32_t> moves = {};
 

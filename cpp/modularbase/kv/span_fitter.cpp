@@ -149,12 +149,12 @@ kernels::ExpectedAttentionArgs SpanFitter::expectation(const LayerView& layer,
 
 void SpanFitter::fit(const LayerView& layer) {
   n_head_kv_ = layer.kv.n_head_kv;
-  if (!layer.kv.tiers[kernels::kRedundantTier].k) {  // it keeps the tokens themselves
-    for (auto& fits : fits_) fits.insert(fits.end(), static_cast<std::size_t>(n_head_kv_), kNoLoss);
-    return;
-  }
   TileReader reader(layer.kv);
   for (std::int64_t head = 0; head < n_head_kv_; ++head) {
+    if (!layer.kv.tiers[kernels::kRedundantTier].has(head)) {  // it keeps the tokens themselves
+      for (auto& fits : fits_) fits.emplace_back(kNoLoss);
+      continue;
+    }
     const bool has_queries = queries_.lower && !queries_.rows.empty();
     if (has_queries) load_queries(layer, head);
     for (std::size_t i = 0; i < plan_.spans.size(); ++i) {

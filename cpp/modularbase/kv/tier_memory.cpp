@@ -49,10 +49,14 @@ ggml_type rows_type(kernels::TileFormat format) {
 
 }  // namespace
 
+std::int64_t TierGeometry::n_tiles(std::size_t layer) const {
+  if (tiles.empty()) return n_head_kv;
+  return std::ranges::count_if(tiles[layer], [](std::int32_t tile) { return tile >= 0; });
+}
+
 std::size_t TierGeometry::layer_bytes(std::size_t layer) const {
-  if (!holds(layer)) return 0;
   const std::size_t log_weight_bytes = has_log_weights ? kernels::kBlockTokens * sizeof(float) : 0;
-  return static_cast<std::size_t>(n_head_kv) *
+  return static_cast<std::size_t>(n_tiles(layer)) *
          (kernels::tile_bytes(k_formats[layer], head_dim) +
           kernels::tile_bytes(v_format, head_dim) + log_weight_bytes);
 }
@@ -82,37 +86,44 @@ TileTables TierMemory::make_tables(std::size_t layer) const {
   const kernels::TileFormat k_format = geometry_.k_formats[layer];
   const ggml_type k_type = rows_type(k_format);
   const ggml_type v_type = rows_type(geometry_.v_format);
-  if (!geometry_.holds(layer) || k_type == GGML_TYPE_COUNT || v_type == GGML_TYPE_COUNT) return {};
-  const auto n_head = static_cast<std::size_t>(geometry_.n_head_kv);
+  const std::int64_t n_tiles = geometry_.n_tiles(layer);
+  if (n_tiles == 0 || k_type == GGML_TYPE_COUNT || v_type == GGML_TYPE_COUNT) return {};
   const std::size_t k_bytes = kernels::tile_bytes(k_format, geometry_.head_dim);
   const std::size_t v_bytes = kernels::tile_bytes(geometry_.v_format, geometry_.head_dim);
   const auto make = [&](ggml_type type, std::int64_t n, std::size_t offset, std::size_t bytes) {
-    return table(ctx_.get(), pool_, type, n, geometry_.n_head_kv, offset, bytes);
+    return table(ctx_.get(), pool_, type, n, n_tiles, offset, bytes);
   };
   const std::int64_t n_tile = kernels::kBlockTokens * geometry_.head_dim;
   const std::size_t k = offsets_[layer];
-  const std::size_t v = k + n_head * k_bytes;
+  const std::size_t v = k + static_cast<std::size_t>(n_tiles) * k_bytes;
   TileTables tables{.k = make(k_type, n_tile, k, k_bytes), .v = make(v_type, n_tile, v, v_bytes)};
+  if (!geometry_.tiles.empty()) tables.tiles = geometry_.tiles[layer].data();
   if (k_format == kernels::TileFormat::kQ4KeyRows) {
     tables.k_mean =
         make(GGML_TYPE_F16, geometry_.head_dim, k + ggml_row_size(k_type, n_tile), k_bytes);
   }
   if (geometry_.has_log_weights) {
-    tables.log_weight = make(GGML_TYPE_F32, kernels::kBlockTokens, v + n_head * v_bytes,
+    tables.log_weight = make(GGML_TYPE_F32, kernels::kBlockTokens,
+                             v + static_cast<std::size_t>(n_tiles) * v_bytes,
                              kernels::kBlockTokens * sizeof(float));
   }
   return tables;
 }
 
 kernels::KvTierLayer TierMemory::layer(int layer) const {
-  if (!geometry_.holds(index(layer))) return {};
-  const auto n_head = static_cast<std::size_t>(geometry_.n_head_kv);
+  const auto n_tiles = static_cast<std::size_t>(geometry_.n_tiles(index(layer)));
+  if (n_tiles == 0) return {};
   const kernels::TileFormat k_format = geometry_.k_formats.at(index(layer));
   std::byte* k = bytes_.data() + offsets_[index(layer)];
-  std::byte* v = k + n_head * kernels::tile_bytes(k_format, geometry_.head_dim);
-  std::byte* log_weight = v + n_head * kernels::tile_bytes(geometry_.v_format, geometry_.head_dim);
-  return {k_format,    geometry_.v_format, k, v, geometry_.has_log_weights ? log_weight : nullptr,
-          block_bytes_};
+  std::byte* v = k + n_tiles * kernels::tile_bytes(k_format, geometry_.head_dim);
+  std::byte* log_weight = v + n_tiles * kernels::tile_bytes(geometry_.v_format, geometry_.head_dim);
+  return {.k_format = k_format,
+          .v_format = geometry_.v_format,
+          .k = k,
+          .v = v,
+          .log_weight = geometry_.has_log_weights ? log_weight : nullptr,
+          .block_stride = block_bytes_,
+          .tiles = geometry_.tiles.empty() ? nullptr : geometry_.tiles[index(layer)].data()};
 }
 
 std::span<std::byte> TierMemory::block_data(BlockId block) const {

@@ -20,21 +20,23 @@ struct TierGeometry {
   std::vector<kernels::TileFormat> k_formats;  // of each layer
   kernels::TileFormat v_format = kernels::TileFormat::kF16;
   bool has_log_weights = false;  // its blocks hold slots
-  std::vector<bool> lacks;       // of each layer: it has nothing there; empty: all have
+  // Of each layer and head: the number of its tile there, -1: it has none. Empty: all have one.
+  std::vector<std::vector<std::int32_t>> tiles;
 
-  bool holds(std::size_t layer) const { return lacks.empty() || !lacks[layer]; }
+  std::int64_t n_tiles(std::size_t layer) const;
   std::size_t layer_bytes(std::size_t layer) const;
   std::size_t block_bytes() const;
 };
 
-/// A tier's tiles of one layer as tables for ggml_get_rows, whose row is a whole tile. Null: the
-/// layer lacks the tier, or the formats have no such thing. Rounded keys are rotated, and values of
-/// Q4_0.
+/// A tier's tiles of one layer as tables for ggml_get_rows, whose row is a whole tile, for the
+/// heads that have some. Null: none has, or the formats have no such thing. Rounded keys are
+/// rotated, and values of Q4_0.
 struct TileTables {
-  Tensor k = nullptr;       // [64 * head_dim, n_blocks, n_head_kv]; less k_mean where there is one
-  Tensor k_mean = nullptr;  // F16 [head_dim, n_blocks, n_head_kv]
-  Tensor v = nullptr;       // [64 * head_dim, n_blocks, n_head_kv]
-  Tensor log_weight = nullptr;  // F32 [64, n_blocks, n_head_kv]
+  Tensor k = nullptr;       // [64 * head_dim, n_blocks, n_tiles]; less k_mean where there is one
+  Tensor k_mean = nullptr;  // F16 [head_dim, n_blocks, n_tiles]
+  Tensor v = nullptr;       // [64 * head_dim, n_blocks, n_tiles]
+  Tensor log_weight = nullptr;  // F32 [64, n_blocks, n_tiles]
+  const std::int32_t* tiles = nullptr;  // as in KvTierLayer
 };
 
 /// The memory of a tier's blocks, each one run of bytes ordered by layer: the heads' key tiles,

@@ -41,14 +41,15 @@ float TileReader::log_weight(const TokenPlace& place, std::int64_t head) const {
 
 std::byte* tile_at(const kernels::KvLayer& layer, KvTier memory, BlockId block, std::int64_t head,
                    std::byte* first, TileFormat format) {
-  return first + static_cast<std::size_t>(block) * layer.tiers[memory].block_stride +
-         static_cast<std::size_t>(head) * kernels::tile_bytes(format, layer.head_dim);
+  const kernels::KvTierLayer& tier = layer.tiers[memory];
+  return first + static_cast<std::size_t>(block) * tier.block_stride +
+         static_cast<std::size_t>(tier.tile(head)) * kernels::tile_bytes(format, layer.head_dim);
 }
 
 float* log_weights_at(const kernels::KvLayer& layer, BlockId block, std::int64_t head) {
   const kernels::KvTierLayer& tier = layer.tiers[kernels::kRedundantTier];
   std::byte* at = tier.log_weight + static_cast<std::size_t>(block) * tier.block_stride;
-  return reinterpret_cast<float*>(at) + head * kBlockTokens;
+  return reinterpret_cast<float*>(at) + tier.tile(head) * kBlockTokens;
 }
 
 }  // namespace modularbase

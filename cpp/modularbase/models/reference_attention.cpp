@@ -1,5 +1,6 @@
 #include "modularbase/models/reference_attention.h"
 
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <utility>
@@ -27,13 +28,21 @@ Tensor dot(GraphBuilder& g, Tensor keys, Tensor q) {
   return scores;
 }
 
-Tensor joined(GraphBuilder& g, Tensor a, Tensor b) {
-  return a ? ggml_concat(g.ctx(), a, b, 0) : b;
+Tensor joined(GraphBuilder& g, Tensor a, Tensor b, int dim) {
+  return a ? ggml_concat(g.ctx(), a, b, dim) : b;
 }
 
 Tensor sum(GraphBuilder& g, Tensor a, Tensor b) {
   return a ? ggml_add(g.ctx(), a, b) : b;
 }
+
+// Matrices [first, first + n) of x [n0, n1, n2].
+Tensor matrices(GraphBuilder& g, Tensor x, std::int64_t first, std::int64_t n) {
+  return ggml_view_3d(g.ctx(), x, x->ne[0], x->ne[1], n, x->nb[1], x->nb[2],
+                      static_cast<std::size_t>(first) * x->nb[2]);
+}
+
+constexpr float kUnseen = -1e30f;  // a score; finite, as 0 times it must be 0
 
 }  // namespace
 
@@ -105,12 +114,13 @@ Tensor ReferenceAttention::add_log_weights(GraphBuilder& g, const ReferenceTier&
                                            const TileTables& tables, Tensor scores) const {
   ggml_context* ctx = g.ctx();
   const std::int64_t n = scores->ne[0];
-  Tensor weights = ggml_get_rows(ctx, tables.log_weight, tier.blocks);  // [64, n_blocks, n_head_kv]
+  Tensor weights = ggml_get_rows(ctx, tables.log_weight, tier.blocks);  // [64, n_blocks, n_tiles]
+  const std::int64_t n_tiles = weights->ne[2];
   weights = ggml_scale(ctx, weights, 1.0f / scale_);
-  weights = ggml_reshape_4d(ctx, weights, n, 1, 1, config_.n_head_kv);
-  scores = ggml_reshape_4d(ctx, scores, n, scores->ne[1], config_.n_head / config_.n_head_kv,
-                           config_.n_head_kv);
-  return ggml_reshape_3d(ctx, ggml_add(ctx, scores, weights), n, scores->ne[1], config_.n_head);
+  weights = ggml_reshape_4d(ctx, weights, n, 1, 1, n_tiles);
+  const std::int64_t group = scores->ne[2] / n_tiles;
+  Tensor by_tile = ggml_reshape_4d(ctx, scores, n, scores->ne[1], group, n_tiles);
+  return ggml_reshape_3d(ctx, ggml_add(ctx, by_tile, weights), n, scores->ne[1], group * n_tiles);
 }
 
 ReferenceAttention::Segment ReferenceAttention::tier(GraphBuilder& g, const ReferenceInputs& inputs,
@@ -119,21 +129,57 @@ ReferenceAttention::Segment ReferenceAttention::tier(GraphBuilder& g, const Refe
   ggml_context* ctx = g.ctx();
   const std::int64_t head_dim = config_.head_dim;
   const std::int64_t n_blocks = tier.blocks->ne[0];
-  Tensor keys = ggml_get_rows(ctx, tables.k, tier.blocks);  // [64 * head_dim, n_blocks, n_head_kv]
+  const std::int64_t n_tiles = tables.k->ne[2];
+  ReferenceTier own = tier;  // the blocks of each head with tiles
+  own.blocks = ggml_view_2d(ctx, tier.blocks, n_blocks, n_tiles, tier.blocks->nb[1], 0);
+  Tensor keys = ggml_get_rows(ctx, tables.k, own.blocks);  // [64 * head_dim, n_blocks, n_tiles]
   if (tables.k_mean) {
-    Tensor mean = ggml_get_rows(ctx, tables.k_mean, tier.blocks);
-    mean = hadamard(g, inputs.hadamard, mean);  // [head_dim, n_blocks, n_head_kv]
-    keys = ggml_add(ctx, ggml_reshape_4d(ctx, keys, head_dim, kBlock, n_blocks, config_.n_head_kv),
-                    ggml_reshape_4d(ctx, mean, head_dim, 1, n_blocks, config_.n_head_kv));
+    Tensor mean = ggml_get_rows(ctx, tables.k_mean, own.blocks);
+    mean = hadamard(g, inputs.hadamard, mean);  // [head_dim, n_blocks, n_tiles]
+    keys = ggml_add(ctx, ggml_reshape_4d(ctx, keys, head_dim, kBlock, n_blocks, n_tiles),
+                    ggml_reshape_4d(ctx, mean, head_dim, 1, n_blocks, n_tiles));
   }
+  q = queries_of(g, tables, q);
   if (ggml_is_quantized(tables.k->type)) q = hadamard(g, inputs.hadamard, q);
-  const auto by_head = [&](Tensor rows) {
-    return ggml_reshape_3d(ctx, rows, head_dim, kBlock * n_blocks, config_.n_head_kv);
+  const auto by_tile = [&](Tensor rows) {
+    return ggml_reshape_3d(ctx, rows, head_dim, kBlock * n_blocks, n_tiles);
   };
-  Tensor scores = dot(g, by_head(keys), q);
-  if (tables.log_weight) scores = add_log_weights(g, tier, tables, scores);
-  Tensor values = by_head(ggml_get_rows(ctx, tables.v, tier.blocks));
-  return {scores, tier.mask, values, tables.v->type == GGML_TYPE_Q4_0};
+  Tensor scores = dot(g, by_tile(keys), q);
+  if (tables.log_weight) scores = add_log_weights(g, own, tables, scores);
+  Tensor values = by_tile(ggml_get_rows(ctx, tables.v, own.blocks));
+  return spread(g, tables, {scores, tier.mask, values, tables.v->type == GGML_TYPE_Q4_0});
+}
+
+// Of q [head_dim, n_rows, n_head], the heads whose keys have tiles.
+Tensor ReferenceAttention::queries_of(GraphBuilder& g, const TileTables& tables, Tensor q) const {
+  const std::int64_t n_head_kv = config_.n_head_kv;
+  if (tables.k->ne[2] == n_head_kv) return q;
+  const std::int64_t group = config_.n_head / n_head_kv;
+  Tensor own = nullptr;
+  for (std::int64_t head = 0; head < n_head_kv; ++head) {
+    if (tables.tiles[head] >= 0) own = joined(g, own, matrices(g, q, head * group, group), 2);
+  }
+  return own;
+}
+
+// From heads with tiles to all heads. The others see nothing there: their scores are kUnseen, and
+// what their weights of 0 meet are some other head's values.
+ReferenceAttention::Segment ReferenceAttention::spread(GraphBuilder& g, const TileTables& tables,
+                                                       Segment of_tiles) const {
+  const std::int64_t n_head_kv = config_.n_head_kv;
+  if (tables.k->ne[2] == n_head_kv) return of_tiles;
+  const std::int64_t group = config_.n_head / n_head_kv;
+  Segment all{nullptr, of_tiles.mask, nullptr, of_tiles.is_rotated};
+  for (std::int64_t head = 0; head < n_head_kv; ++head) {
+    const std::int64_t tile = std::max(tables.tiles[head], std::int32_t{0});
+    Tensor scores = matrices(g, of_tiles.scores, tile * group, group);
+    if (tables.tiles[head] < 0) {
+      scores = ggml_scale_bias(g.ctx(), ggml_cont(g.ctx(), scores), 0.0f, kUnseen);
+    }
+    all.scores = joined(g, all.scores, scores, 2);
+    all.values = joined(g, all.values, matrices(g, of_tiles.values, tile, 1), 2);
+  }
+  return all;
 }
 
 // One tensor for all layers with the same segments.
@@ -143,7 +189,7 @@ Tensor ReferenceAttention::mask_of(GraphBuilder& g, const std::vector<Segment>& 
   for (const Segment& segment : segments) parts.push_back(segment.mask);
   Tensor& mask = masks_[parts];
   if (mask) return mask;
-  for (const Tensor part : parts) mask = joined(g, mask, part);
+  for (const Tensor part : parts) mask = joined(g, mask, part, 0);
   return mask;
 }
 
@@ -198,7 +244,7 @@ Tensor ReferenceAttention::attend(GraphBuilder& g, Tensor q, int layer) {
     segments.push_back(tier(g, inputs, inputs.tiers[i], tables, by_head));
   }
   Tensor scores = nullptr;  // [n, n_rows, n_head]
-  for (const Segment& segment : segments) scores = joined(g, scores, segment.scores);
+  for (const Segment& segment : segments) scores = joined(g, scores, segment.scores, 0);
   Tensor weights = ggml_soft_max_ext(ctx, scores, mask_of(g, segments), scale_, 0.0f);
   if (inputs.window_rows) keep_queries(g, inputs, q, scores, weights, layer);
   Tensor out = mix(g, inputs, segments, weights);            // [head_dim, n_rows, n_head]

@@ -63,6 +63,8 @@ class ReferenceAttention final : public AttentionPath {
   Segment exact(GraphBuilder& g, const ReferenceInputs& inputs, Tensor q) const;
   Segment tier(GraphBuilder& g, const ReferenceInputs& inputs, const ReferenceTier& tier,
                const TileTables& tables, Tensor q) const;
+  Tensor queries_of(GraphBuilder& g, const TileTables& tables, Tensor q) const;
+  Segment spread(GraphBuilder& g, const TileTables& tables, Segment of_tiles) const;
   Tensor add_log_weights(GraphBuilder& g, const ReferenceTier& tier, const TileTables& tables,
                          Tensor scores) const;
   Tensor mask_of(GraphBuilder& g, const std::vector<Segment>& segments);

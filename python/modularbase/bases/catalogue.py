@@ -64,7 +64,8 @@ class BaseEntry:
         aliases: Other names for it.
         general_name: `general.name` in its files: tells that another file, say of another type, is
             this base.
-        detail_layers: Layers that look single tokens up: a summary of a context loses most there.
+        detail_heads: KV heads, as (layer, head), that look single tokens up: what a summary of a
+            context loses, it loses there. `python -m benchmarks.detail_heads` finds them.
     """
 
     name: str
@@ -77,7 +78,7 @@ class BaseEntry:
     n_layer: int
     aliases: tuple[str, ...] = ()
     general_name: str | None = None
-    detail_layers: tuple[int, ...] = ()
+    detail_heads: tuple[tuple[int, int], ...] = ()
 
 
 def _hub(
@@ -110,7 +111,10 @@ CATALOGUE: tuple[BaseEntry, ...] = (
         n_layer=30,
         aliases=("smollm2-135m-instruct",),
         general_name="Smollm2 135M 8k Lc100K Mix1 Ep2",
-        detail_layers=(7, 14, 17, 18, 20),
+        detail_heads=(
+            (2, 1), (7, 2), (8, 0), (14, 0), (14, 1), (15, 2), (17, 1), (18, 2), (20, 1), (20, 2),
+            (23, 0), (23, 2), (24, 0), (24, 2),
+        ),  # fmt: skip
     ),
     _hub(
         "smollm2-360m",

@@ -22,7 +22,7 @@ class BaseIdentity:
         id: Name in the catalogue where the file is that base; else `general.name` in lower case
             with '-' between the words, or the file's name.
         version: `general.version` where it is one, else 1.0.0.
-        detail_layers: As the catalogue has them; none of a base that it does not know.
+        detail_heads: As the catalogue has them; none of a base that it does not know.
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, object]) -> None:
@@ -30,7 +30,7 @@ class BaseIdentity:
         self._path = path
         self.id = _id(path, metadata)
         self.version = _version(metadata.get("general.version"))
-        self.detail_layers = next((e.detail_layers for e in CATALOGUE if e.name == self.id), ())
+        self.detail_heads = next((e.detail_heads for e in CATALOGUE if e.name == self.id), ())
 
     @cached_property
     def digest(self) -> str:

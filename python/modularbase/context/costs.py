@@ -22,9 +22,9 @@ class TierCosts:
     Attributes:
         key_token_bytes: Of a token that is kept exactly.
         important_token_bytes: Of one in 4 bits; a whole number of bytes only for many tokens.
-        slot_bytes: Of a slot of a summary, its key, value and log weight, in the layers that have
+        slot_bytes: Of a slot of a summary, its key, value and log weight, of the heads that have
             slots.
-        detail_token_bytes: Of a summarised token, in the layers that keep it in 4 bits instead.
+        detail_token_bytes: Of a summarised token, of the heads that keep it in 4 bits instead.
     """
 
     key_token_bytes: int
@@ -34,18 +34,19 @@ class TierCosts:
 
     @classmethod
     def of_shape(
-        cls, n_layer: int, n_head_kv: int, head_dim: int, n_detail_layer: int = 0
+        cls, n_layer: int, n_head_kv: int, head_dim: int, n_detail_head: int = 0
     ) -> TierCosts:
         """The costs of a base of this shape."""
-        n_values = 2 * n_head_kv * head_dim  # keys and values of a layer
+        n_head = n_layer * n_head_kv
+        n_values = 2 * head_dim  # keys and values of a head
         exact = n_values * _EXACT_BYTES
         important = n_values * _IMPORTANT_BITS / 8
-        slot = round(n_values * _SLOT_BITS / 8) + n_head_kv * _LOG_WEIGHT_BYTES
+        slot = round(n_values * _SLOT_BITS / 8) + _LOG_WEIGHT_BYTES
         return cls(
-            n_layer * exact,
-            n_layer * important,
-            (n_layer - n_detail_layer) * slot,
-            n_detail_layer * important,
+            n_head * exact,
+            n_head * important,
+            (n_head - n_detail_head) * slot,
+            n_detail_head * important,
         )
 
     def summary_bytes(self, n_tokens: int, n_slots: int) -> float:
@@ -54,9 +55,9 @@ class TierCosts:
 
     @classmethod
     def from_metadata(
-        cls, file: str, metadata: Mapping[str, object], n_detail_layer: int = 0
+        cls, file: str, metadata: Mapping[str, object], n_detail_head: int = 0
     ) -> TierCosts:
-        """The costs of a base by its file's metadata, and how many layers keep details.
+        """The costs of a base by its file's metadata, and how many KV heads keep details.
 
         Raises:
             BaseLoadError: The metadata does not tell the shape.
@@ -76,5 +77,5 @@ class TierCosts:
             number("block_count"),
             number("attention.head_count_kv", n_head),
             head_dim,
-            n_detail_layer,
+            n_detail_head,
         )

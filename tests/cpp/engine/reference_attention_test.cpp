@@ -21,7 +21,7 @@ namespace {
 // Values near 1. The fused kernel keeps 16 bits of queries and weights in 4-bit tiles (1e-4), both
 // sum some hundred terms in F32, and a key of the step itself may fall to the other side in F16.
 constexpr double kTolerance = 1e-3;
-constexpr int kLayers = 3;  // wide keys; narrow ones; details
+constexpr int kLayers = 4;  // wide keys; narrow ones; details of all heads; of every other one
 
 struct Shape {
   std::int64_t n_head, n_head_kv, head_dim;
@@ -61,6 +61,15 @@ RopeTable rope_table(const ModelConfig& config, const std::vector<StepSpan>& spa
   return table;
 }
 
+std::vector<KvHead> detail_heads(std::int64_t n_head_kv) {
+  std::vector<KvHead> heads;
+  for (int head = 0; head < static_cast<int>(n_head_kv); ++head) {
+    heads.push_back({2, head});
+    if (head % 2 == 1) heads.push_back({3, head});
+  }
+  return heads;
+}
+
 /// A cache with sequences in it; two with the same seed hold the same numbers, in either order of
 /// their 4-bit tiles.
 class Context {
@@ -75,8 +84,8 @@ class Context {
                 std::nullopt},
                {.has_important = true,
                 .has_redundant = true,
-                .wide_keys = {true, false, false},
-                .detail_layers = {false, false, true},
+                .wide_keys = {true, false, false, false},
+                .detail_heads = detail_heads(shape.n_head_kv),
                 .in_rows = in_rows},
                64, backend_, false),
         inputs_(cache_.lower()),
@@ -152,8 +161,8 @@ class Context {
     for (int layer = 0; layer < kLayers; ++layer) {
       const kernels::KvLayer kv = cache_.lower().layer(layer);
       const kernels::KvTierLayer& tier = kv.tiers[memory];
-      if (!tier.k) continue;
       for (std::int64_t head = 0; head < kv.n_head_kv; ++head) {
+        if (!tier.has(head)) continue;
         const auto write = [&](std::byte* first, kernels::TileFormat format) {
           for (float& value : rows) value = 0.3f + normal();
           kernels::write_tile(format, rows.data(), kv.head_dim,

@@ -19,11 +19,13 @@ constexpr double kMeanTolerance8 = 1e-1;
 constexpr float kClearGap = 0.2f;
 constexpr std::size_t kPromptTokens = 470;
 
-EngineOptions with_kv(const char* kv, const char* attention, std::vector<int> details = {}) {
+using Heads = std::vector<std::pair<int, int>>;
+
+EngineOptions with_kv(const char* kv, const char* attention, Heads details = {}) {
   EngineOptions options = tiny_options();
   options.kv = kv;
   options.attention = attention;
-  options.kv_detail_layers = std::move(details);
+  options.kv_detail_heads = std::move(details);
   return options;
 }
 
@@ -69,7 +71,7 @@ void check_same(const RequestResult& found, const RequestResult& expected,
   CHECK(top[0].logprob - top[1].logprob < kClearGap);
 }
 
-void check_conversation(const char* kv, const std::vector<int>& details) {
+void check_conversation(const char* kv, const Heads& details) {
   TinyEngine fused(with_kv(kv, "fused", details), longer());
   TinyEngine reference(with_kv(kv, "reference", details), longer());
   Ids prompt = random_ids(32, kPromptTokens);
@@ -109,9 +111,9 @@ TEST_CASE("a conversation goes on after a compaction with slots as with the fuse
   check_conversation("tiered", {});
 }
 
-TEST_CASE("the same with a layer that keeps details, in one group or the other") {
-  check_conversation("tiered", {0});
-  check_conversation("tiered", {2});
+TEST_CASE("the same with heads that keep details, in one group or the other") {
+  check_conversation("tiered", {{0, 0}, {0, 1}});
+  check_conversation("tiered", {{1, 1}, {2, 0}});
 }
 
 TEST_CASE("requests outside conversations, rounded to 8 bits and to 4 behind the window") {
@@ -150,7 +152,7 @@ TEST_CASE("several conversations with compacted pasts in one batch of ggml's ops
 }
 
 TEST_CASE("in a device's memory a conversation is compacted, saved and loaded with the same bits") {
-  const EngineOptions options = with_kv("tiered", "reference", {2});
+  const EngineOptions options = with_kv("tiered", "reference", {{1, 0}, {2, 0}, {2, 1}});
   TinyEngine host(options, longer());
   const auto on_device = [&] {
     const DeviceMemory device;

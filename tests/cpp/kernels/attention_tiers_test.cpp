@@ -41,6 +41,7 @@ class Tiers {
     add_tier(kExactTier, shape.exact, has_q8 ? TileFormat::kQ8_0 : shape.exact);
     add_tier(kImportantTier, shape.important_keys, TileFormat::kQ4Values);
     add_tier(kRedundantTier, TileFormat::kQ8Keys, TileFormat::kQ8_0);
+    add_tier(kDetailTier, TileFormat::kQ4Keys, TileFormat::kQ4Values);
     for (const Row& row : spans) add_span(row);
     qkv_.resize(static_cast<std::size_t>(n_rows_ * stride()));
     for (float& value : qkv_) value = normal();
@@ -119,6 +120,7 @@ class Tiers {
     std::vector<std::byte> bytes;
     std::vector<Tile> keys, values;  // of (block, head)
     std::vector<float> log_weights;  // [kBlockTokens] of (block, head)
+    std::vector<std::int32_t> tiles;  // of each head; -1: it has none
     std::int32_t n_blocks = 0;
   };
 
@@ -128,27 +130,45 @@ class Tiers {
     return static_cast<std::size_t>(block * shape_.n_head_kv + head);
   }
 
+  // Of two heads or more the first keeps details, and the others have slots.
+  bool has_tile(std::int32_t index, std::int64_t head) const {
+    if (index == kDetailTier) return shape_.n_head_kv > 1 && head == 0;
+    return index != kRedundantTier || shape_.n_head_kv == 1 || head > 0;
+  }
+
   void add_tier(KvTier index, TileFormat k, TileFormat v) {
-    const auto n_head_kv = static_cast<std::size_t>(shape_.n_head_kv);
-    const std::size_t k_bytes = n_head_kv * tile_bytes(k, shape_.head_dim);
-    const std::size_t v_bytes = n_head_kv * tile_bytes(v, shape_.head_dim);
-    const std::size_t log_bytes =
-        index == kRedundantTier ? n_head_kv * kBlockTokens * sizeof(float) : 0;
-    const std::size_t stride = log_bytes + k_bytes + v_bytes;
     Tier& tier = tiers_[index];
+    std::int32_t n_tiles = 0;
+    for (std::int64_t head = 0; head < shape_.n_head_kv; ++head) {
+      tier.tiles.push_back(has_tile(index, head) ? n_tiles++ : -1);
+    }
+    if (n_tiles == 0) return;
+    const auto n = static_cast<std::size_t>(n_tiles);
+    const std::size_t k_bytes = n * tile_bytes(k, shape_.head_dim);
+    const std::size_t v_bytes = n * tile_bytes(v, shape_.head_dim);
+    const std::size_t log_bytes = index == kRedundantTier ? n * kBlockTokens * sizeof(float) : 0;
+    const std::size_t stride = log_bytes + k_bytes + v_bytes;
     tier.bytes.assign(kMaxBlocks * stride, std::byte{0xff});  // NaN in every float format
     kv_.tiers[index] = {.k_format = k,
                         .v_format = v,
                         .k = tier.bytes.data() + log_bytes,
                         .v = tier.bytes.data() + log_bytes + k_bytes,
                         .log_weight = log_bytes > 0 ? tier.bytes.data() : nullptr,
-                        .block_stride = stride};
+                        .block_stride = stride,
+                        .tiles = n_tiles < shape_.n_head_kv ? tier.tiles.data() : nullptr};
   }
 
-  std::byte* tile(std::byte* pool, const KvTierLayer& tier, TileFormat format, std::int32_t block,
+  std::byte* tile(std::byte* pool, std::int32_t index, TileFormat format, std::int32_t block,
                   std::int64_t head) const {
-    return pool + static_cast<std::size_t>(block) * tier.block_stride +
-           static_cast<std::size_t>(head) * tile_bytes(format, shape_.head_dim);
+    const std::int32_t number = tiers_[index].tiles[static_cast<std::size_t>(head)];
+    return pool + static_cast<std::size_t>(block) * kv_.tiers[index].block_stride +
+           static_cast<std::size_t>(number) * tile_bytes(format, shape_.head_dim);
+  }
+  std::byte* log_weights(std::int32_t index, std::int32_t block, std::int64_t head) const {
+    const std::int32_t number = tiers_[index].tiles[static_cast<std::size_t>(head)];
+    const KvTierLayer& layer = kv_.tiers[index];
+    return layer.log_weight + static_cast<std::size_t>(block) * layer.block_stride +
+           static_cast<std::size_t>(number) * kBlockTokens * sizeof(float);
   }
 
   Tile random_tile(TileFormat format, std::byte* to) {
@@ -165,15 +185,20 @@ class Tiers {
     const std::int32_t block = tier.n_blocks++;
     REQUIRE(block < kMaxBlocks);
     for (std::int64_t head = 0; head < shape_.n_head_kv; ++head) {
+      tier.log_weights.resize(tier.log_weights.size() + kBlockTokens);
+      if (!has_tile(index, head)) {
+        tier.keys.emplace_back();
+        tier.values.emplace_back();
+        continue;
+      }
       tier.keys.push_back(
-          random_tile(layer.k_format, tile(layer.k, layer, layer.k_format, block, head)));
+          random_tile(layer.k_format, tile(layer.k, index, layer.k_format, block, head)));
       tier.values.push_back(
-          random_tile(layer.v_format, tile(layer.v, layer, layer.v_format, block, head)));
+          random_tile(layer.v_format, tile(layer.v, index, layer.v_format, block, head)));
       if (!layer.log_weight) continue;
-      for (int slot = 0; slot < kBlockTokens; ++slot) tier.log_weights.push_back(2 * normal());
-      std::memcpy(layer.log_weight + static_cast<std::size_t>(block) * layer.block_stride +
-                      static_cast<std::size_t>(head) * 256,
-                  tier.log_weights.data() + tile_at(block, head) * kBlockTokens, 256);
+      float* own = tier.log_weights.data() + tile_at(block, head) * kBlockTokens;
+      for (int slot = 0; slot < kBlockTokens; ++slot) own[slot] = 2 * normal();
+      std::memcpy(log_weights(index, block, head), own, kBlockTokens * sizeof(float));
     }
     return block;
   }
@@ -202,8 +227,8 @@ class Tiers {
     std::vector<KvSegment>& segments = segments_.emplace_back();
     for (int i = 0; i < row.n_segments; ++i) {
       const auto tier = static_cast<std::int32_t>(random_() % kNKvTiers);
-      // This layer has no details: such a segment shows it nothing.
-      segments.push_back({random_mask(), tier, tier == kDetailTier ? 0 : new_block(tier)});
+      // Such a segment shows a layer without details nothing.
+      segments.push_back({random_mask(), tier, kv_.tiers[tier].k ? new_block(tier) : 0});
     }
     spans_.push_back({.row0 = static_cast<std::int32_t>(n_rows_),
                       .n_rows = row.n_rows,
@@ -219,9 +244,10 @@ class Tiers {
     const KvTierLayer& layer = kv_.tiers[index];
     if (block < 0 || !layer.k) return;
     for (std::int64_t head = 0; head < shape_.n_head_kv; ++head) {
+      if (!has_tile(index, head)) continue;
       for (const auto& [pool, format] :
            {std::pair{layer.k, layer.k_format}, std::pair{layer.v, layer.v_format}}) {
-        std::byte* at = tile(pool, layer, format, block, head);
+        std::byte* at = tile(pool, index, format, block, head);
         const std::size_t row_bytes = tile_bytes(format, shape_.head_dim) / kBlockTokens;
         if (format == TileFormat::kQ4Keys || format == TileFormat::kQ4Values) {
           auto* scales = reinterpret_cast<std::uint16_t*>(
@@ -234,9 +260,7 @@ class Tiers {
         }
       }
       if (layer.log_weight) {
-        std::memset(layer.log_weight + static_cast<std::size_t>(block) * layer.block_stride +
-                        static_cast<std::size_t>(head) * 256 + static_cast<std::size_t>(token) * 4,
-                    0xff, 4);
+        std::memset(log_weights(index, block, head) + static_cast<std::size_t>(token) * 4, 0xff, 4);
       }
     }
   }
@@ -272,7 +296,7 @@ class Tiers {
       add(key, key + shape_.n_head_kv * shape_.head_dim, 0.0);
     };
     for (const KvSegment& segment : segments_[span_index]) {
-      if (segment.tier == kDetailTier) continue;
+      if (!has_tile(segment.tier, kv_head)) continue;
       for (int token = 0; token < kBlockTokens; ++token) {
         if ((segment.visible >> token & 1) != 0) see(segment.tier, segment.block, token);
       }

@@ -18,12 +18,12 @@ constexpr std::int64_t kHeadsKv = 2;
 constexpr std::int64_t kHeads = 4;
 constexpr KvGeometry kAll{3, kHeadsKv, kHeadDim, GGML_TYPE_F16};
 const KvTiers kTiers{
-    .has_important = true, .has_redundant = true, .wide_keys = {}, .detail_layers = {}};
-// Layer 2 keeps the tokens of spans; the lower group has no such layer.
+    .has_important = true, .has_redundant = true, .wide_keys = {}, .detail_heads = {}};
+// Layer 2 keeps the tokens of spans, layer 1 of one head; the lower group has no such layer.
 const KvTiers kDetails{.has_important = true,
                        .has_redundant = true,
                        .wide_keys = {},
-                       .detail_layers = {false, false, true}};
+                       .detail_heads = {{1, 1}, {2, 0}, {2, 1}}};
 
 /// A cache of two groups, and a sequence in it with random keys and values.
 struct TestPast {
@@ -91,12 +91,12 @@ struct TestPast {
       TileReader reader(view(layer));
       for (const PastBlock& block : sequence.past.blocks) {
         if (block.tier != tier || block.memory == kernels::kRedundantTier) continue;
-        if (!view(layer).tiers[block.memory].k) continue;
         for (std::size_t i = 0; i < block.positions.size(); ++i) {
           if (!(block.visible >> i & 1)) continue;
           const TokenPlace place{block.memory, layer > 0 ? block.upper : block.lower,
                                  static_cast<std::int32_t>(i)};
           for (std::int64_t head = 0; head < kHeadsKv; ++head) {
+            if (!view(layer).tiers[block.memory].has(head)) continue;
             const auto& kept = written.at({block.positions[i], layer, head});
             const float* key = reader.key(place, head);
             const float* value = reader.value(place, head);
@@ -354,7 +354,7 @@ TEST_CASE("keys or values that are not numbers: their span stays important, othe
   }
 }
 
-TEST_CASE("layers that keep details have no slots, and 4 bits of every token that the others fit") {
+TEST_CASE("heads that keep details have no slots, and 4 bits of every token that the others fit") {
   TestPast test(320, 64, kDetails);
   const TestQueries queries_of(2, 6.0f);
   FitQueries queries{&queries_of.window, &queries_of.window, {}};
@@ -365,12 +365,16 @@ TEST_CASE("layers that keep details have no slots, and 4 bits of every token tha
   std::fill_n(plan.tiers.begin() + 20, 100, Tier::kRedundant);
   compact(test, plan, queries);
   REQUIRE(test.sequence.past.spans.size() == 1);
-  CHECK(test.view(1).tiers[kernels::kRedundantTier].k != nullptr);
-  CHECK(test.view(1).tiers[kernels::kDetailTier].k == nullptr);
+  CHECK(test.view(0).tiers[kernels::kRedundantTier].has(1));
+  CHECK(test.view(0).tiers[kernels::kDetailTier].k == nullptr);
+  CHECK(test.view(1).tiers[kernels::kRedundantTier].has(0));
+  CHECK(!test.view(1).tiers[kernels::kRedundantTier].has(1));
+  CHECK(!test.view(1).tiers[kernels::kDetailTier].has(0));
+  CHECK(test.view(1).tiers[kernels::kDetailTier].has(1));
   CHECK(test.view(2).tiers[kernels::kRedundantTier].k == nullptr);
-  // Keys and values in 8 bits and a scale of 16 for every 32, and a log weight, in two layers.
+  // Keys and values in 8 bits and a scale of 16 for every 32, and a log weight, of three heads.
   CHECK(test.cache.block_bytes(kernels::kRedundantTier) ==
-        2 * kHeadsKv * kBlockTokens * (2 * kHeadDim * 34 / 32 + 4));
+        3 * kBlockTokens * (2 * kHeadDim * 34 / 32 + 4));
   CHECK(test.worst_error(Tier::kRedundant) < 1.0);  // as of important tokens
   CHECK(test.worst_error(Tier::kRedundant) > 0.01);
   CHECK(test.cache.used_bytes() == test.counted_bytes());
