@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from benchmarks.context import small_talk
 from benchmarks.context.rules import BeginsWith, EndsWith, Fact, LowerCase, NeverSays, Rule
@@ -15,6 +15,7 @@ SMALL_TALK_SHARE = 0.6
 FACT_SHARE = 0.2  # the rest are small tasks
 N_ASIDES = 3
 
+Passage: TypeAlias = tuple[Sequence[str], Sequence[str]]
 FactKind = Literal["parameter", "code", "aside"]
 """Of the first turn; announced by the user; mentioned by the assistant, in plain words."""
 
@@ -72,7 +73,8 @@ def make_dialogue(
 
     Args:
         seed: Of all that is drawn.
-        prose: Sentences that small talk is continued with, at least twice `n_sentences`.
+        prose: Sentences that small talk is continued with, at least twice `n_sentences`; none is
+            said twice as long as there are others.
         n_turns: At least 2.
         n_following: Turns that are read after them.
         n_sentences: Of prose in a message of small talk.
@@ -85,6 +87,7 @@ def make_dialogue(
     talks = [index for index, kind in enumerate(kinds) if kind == "small talk"]
     with_aside = dict(zip(draw.sample(talks, min(N_ASIDES, len(talks))), asides, strict=False))
     turns, planted = [_first_turn(rules, parameter)], list[tuple[Fact, FactKind]]()
+    passages = _passages(draw, prose, n_sentences)
     for index, kind in enumerate(kinds):
         if kind == "fact":
             code = next(codes)
@@ -93,11 +96,11 @@ def make_dialogue(
         elif kind == "small talk":
             aside = with_aside.get(index)
             planted += [(aside, "aside")] if aside else []
-            turn = _talk(draw, prose, n_sentences, aside)
+            turn = _talk(draw, next(passages), aside)
         else:
             turn = _task(draw)
         turns.append(_obeying(rules, turn))
-    following = [_obeying(rules, _talk(draw, prose, n_sentences, None)) for _ in range(n_following)]
+    following = [_obeying(rules, _talk(draw, next(passages), None)) for _ in range(n_following)]
     probes = [Probe(small_talk.opinion(draw)) for _ in range(n_opinions)]
     facts: list[tuple[Fact, FactKind]] = [(parameter, "parameter"), *planted]
     probes += [Probe(fact.question, fact, kind) for fact, kind in facts]
@@ -176,11 +179,18 @@ def _asides(draw: random.Random) -> Iterator[Fact]:
         yield Fact(said, f"Where does the {thing} stand?", place)
 
 
-def _talk(draw: random.Random, prose: Sequence[str], n: int, aside: Fact | None) -> Turn:
-    first = draw.randrange(len(prose) - 2 * n + 1)
-    story, answer = prose[first : first + n], list(prose[first + n : first + 2 * n])
+def _passages(draw: random.Random, prose: Sequence[str], n: int) -> Iterator[Passage]:
+    """What a user and an assistant go on with, n sentences each, without end."""
+    starts = list(range(0, len(prose) - 2 * n + 1, 2 * n))
+    while True:
+        for first in draw.sample(starts, len(starts)):
+            yield prose[first : first + n], prose[first + n : first + 2 * n]
+
+
+def _talk(draw: random.Random, passage: Passage, aside: Fact | None) -> Turn:
+    story, answer = passage[0], list(passage[1])
     if aside:
-        answer.insert(n // 2, aside.statement)
+        answer.insert(len(answer) // 2, aside.statement)
     return Turn(*small_talk.remark(draw, story, answer))
 
 

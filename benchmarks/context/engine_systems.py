@@ -146,9 +146,7 @@ class EngineContext:
         return spec
 
 
-def load_engine(
-    base: Path, kv: KvKind, detail_heads: DetailHeads | None, n_threads: int
-) -> Engine:
+def load_engine(base: Path, kv: KvKind, detail_heads: DetailHeads | None, n_threads: int) -> Engine:
     """An engine that computes everything it is asked, in the types of the file."""
     options = EngineOptions(pack_budget_bytes=0, prefix_cache="off", kv_detail_heads=detail_heads)
     return Engine.load(base, dtype="keep", n_threads=n_threads, kv=kv, options=options)

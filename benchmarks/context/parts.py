@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.context.cache_methods import Exact
 from benchmarks.context.chat_tokens import ChatWriter
 from benchmarks.context.compaction_share import measure_turns, share_table
+from benchmarks.context.detail_heads import DetailSearch, detail_table
 from benchmarks.context.engine_conversations import (
     TALK_KEEPINGS,
     ConversationSystem,
@@ -20,9 +21,9 @@ from benchmarks.context.engine_conversations import (
     fitting_options,
 )
 from benchmarks.context.engine_systems import (
-    DetailHeads,
     KEEPINGS,
     TOLD_KEEPINGS,
+    DetailHeads,
     EngineSystem,
     Keeping,
     load_engine,
@@ -109,6 +110,15 @@ def _engine(bench: Bench) -> Iterator[PartResult]:
     yield PartResult(fidelity_table(rows, title), values, partial(draw_fidelity, rows))
 
 
+def _detail_heads(bench: Bench) -> Iterator[PartResult]:
+    settings = bench.settings
+    texts, n_prefix = settings.choosing_texts(bench.model), settings.n_choosing_prefix
+    search = DetailSearch(bench.base, texts, n_prefix, bench.n_threads, bench.report)
+    found = list(search.run())
+    title = f"{len(texts)} other documents, {settings.n_read} tokens behind {n_prefix}"
+    yield PartResult(detail_table(found, title), [asdict(outcome) for outcome in found])
+
+
 def _needles(bench: Bench) -> Iterator[PartResult]:
     tokenizer = bench.model.encoder.tokenizer
     exact = EngineSystem(bench.base, Keeping("ours, F16", "f16"), bench.n_threads)
@@ -172,6 +182,7 @@ def _compaction(bench: Bench) -> Iterator[PartResult]:
 PARTS: Mapping[str, Callable[[Bench], Iterator[PartResult]]] = {
     "fidelity": _fidelity,
     "engine": _engine,
+    "detail_heads": _detail_heads,
     "needles": _needles,
     "dialogues": _dialogues,
     "baselines": _baselines,

@@ -16,6 +16,8 @@ from benchmarks.context.systems import ContextSystem
 from benchmarks.context.torch_model import TorchModel
 from benchmarks.context.torch_systems import DroppedText, MethodSystem
 
+_MOST_DOCUMENTS = 20  # of other parts
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -24,6 +26,8 @@ class Settings:
     Attributes:
         n_documents: Texts from packages; 0: one of small talk, for tests.
         n_prefix: Tokens of a text that are held.
+        n_choosing: Other texts, by which the heads that keep details are chosen.
+        n_choosing_prefix: Tokens of these that are held.
         n_read: Tokens of it that are read behind them.
         ratios: By how much methods that can choose make a context smaller.
         n_sentences: Of a haystack's filler.
@@ -40,6 +44,8 @@ class Settings:
 
     n_documents: int = 20
     n_prefix: int = 2048
+    n_choosing: int = 4
+    n_choosing_prefix: int = 1024
     n_read: int = 256
     ratios: Sequence[float] = (2, 4, 8)
     n_sentences: int = 150
@@ -58,9 +64,17 @@ class Settings:
         n_tokens = self.n_prefix + self.n_read
         if self.n_documents:
             return long_texts(model.encoder, self.n_documents, n_tokens)
-        text = cut("small talk", paragraph(n_tokens), model.encoder, n_tokens)
-        assert text is not None
-        return [text]
+        return [_small_talk(model, n_tokens)]
+
+    def choosing_texts(self, model: TorchModel) -> list[LongText]:
+        """Texts that nothing else is measured with, as `texts`."""
+        n_tokens = self.n_choosing_prefix + self.n_read
+        if not self.n_documents:
+            return [_small_talk(model, n_tokens)]
+        # Longer ones, as those of `texts`, so that both are of the same documents in order.
+        n_whole = max(n_tokens, self.n_prefix + self.n_read)
+        found = long_texts(model.encoder, _MOST_DOCUMENTS + self.n_choosing, n_whole)
+        return [LongText(t.name, t.ids[:n_tokens]) for t in found[_MOST_DOCUMENTS:]]
 
     def haystacks(self) -> list[Haystack]:
         """Of each kind and depth."""
@@ -87,9 +101,17 @@ class Settings:
         return [*(MethodSystem(model, method) for method in methods), *dropped]
 
 
+def _small_talk(model: TorchModel, n_tokens: int) -> LongText:
+    text = cut("small talk", paragraph(n_tokens), model.encoder, n_tokens)
+    assert text is not None
+    return text
+
+
 SMALL = Settings(
     n_documents=0,
     n_prefix=96,
+    n_choosing=1,
+    n_choosing_prefix=224,
     n_read=24,
     ratios=(4,),
     n_sentences=2,

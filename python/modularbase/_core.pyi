@@ -696,10 +696,15 @@ class EngineOptions:
     @kv_budget_bytes.setter
     def kv_budget_bytes(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
     @property
-    def kv_detail_layers(self) -> list[int]: ...
-    @kv_detail_layers.setter
-    def kv_detail_layers(
-        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    def kv_detail_heads(self) -> list[tuple[int, int]]: ...
+    @kv_detail_heads.setter
+    def kv_detail_heads(
+        self,
+        arg0: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+            ]
+        ],
     ) -> None: ...
     @property
     def kv_window_tokens(self) -> int: ...

@@ -65,7 +65,8 @@ class BaseEntry:
         general_name: `general.name` in its files: tells that another file, say of another type, is
             this base.
         detail_heads: KV heads, as (layer, head), that look single tokens up: what a summary of a
-            context loses, it loses there. `python -m benchmarks.detail_heads` finds them.
+            context loses, it loses there. `python -m benchmarks.context --part detail_heads` finds
+            them.
     """
 
     name: str
@@ -94,6 +95,11 @@ def _hub(
     return BaseEntry(name, family, source, None, "apache-2.0", n_bytes, filename, n_layer, (alias,))
 
 
+_SMOLLM2_135M_DETAILS = (
+    (2, 1), (7, 2), (8, 0), (14, 0), (14, 1), (15, 2), (17, 1), (18, 2), (20, 1), (20, 2),
+    (23, 0), (23, 2), (24, 0), (24, 2),
+)  # fmt: skip
+
 CATALOGUE: tuple[BaseEntry, ...] = (
     BaseEntry(
         name="smollm2-135m",
@@ -111,10 +117,7 @@ CATALOGUE: tuple[BaseEntry, ...] = (
         n_layer=30,
         aliases=("smollm2-135m-instruct",),
         general_name="Smollm2 135M 8k Lc100K Mix1 Ep2",
-        detail_heads=(
-            (2, 1), (7, 2), (8, 0), (14, 0), (14, 1), (15, 2), (17, 1), (18, 2), (20, 1), (20, 2),
-            (23, 0), (23, 2), (24, 0), (24, 2),
-        ),  # fmt: skip
+        detail_heads=_SMOLLM2_135M_DETAILS,
     ),
     _hub(
         "smollm2-360m",

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.context.__main__ import main
 from benchmarks.context.cache_methods import Exact, SnapKV, Window
+from benchmarks.context.detail_heads import TOGETHER
 from benchmarks.context.dialogues import N_ASIDES, make_dialogue
 from benchmarks.context.engine_systems import redundant_spans
 from benchmarks.context.metrics import differences, estimate, fidelity, mean_nll
@@ -230,11 +231,15 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     options = ["--small", "--threads=1", f"--base={base}", f"--output={tmp_path}"]
     assert main(options) == 0
     found = json.loads((tmp_path / "context.json").read_text())
-    assert list(found) == ["fidelity", "engine", "needles", "dialogues", "baselines", "compaction"]
+    parts = ["fidelity", "engine", "detail_heads", "needles", "dialogues", "baselines"]
+    assert list(found) == [*parts, "compaction"]
     ours = {row["system"]: row for row in found["engine"]["values"]}
     assert 0 < ours["ours, Q8_0"]["fidelity"]["kl"]["value"] < 1e-3
     assert ours["ours, Q8_0"]["compression"] == pytest.approx(16 / 8.5)
     assert ours["ours, important"]["fidelity"]["kl"]["value"] == 0  # all of it is in the window
+    n_heads = [len(row["heads"]) for row in found["detail_heads"]["values"]]
+    n_alone = n_heads.count(1)
+    assert n_heads == [0, *[1] * n_alone, *(min(n, n_alone) for n in TOGETHER)]
     rows = {row["system"]: row for row in found["fidelity"]["values"]}
     assert rows["Q8_0"]["compression"] == pytest.approx(16 / 8.5)
     assert rows["SnapKV, 4x"]["compression"] == pytest.approx(4)
