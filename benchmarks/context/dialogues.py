@@ -11,8 +11,7 @@ from typing import Literal, TypeAlias
 from benchmarks.context import small_talk
 from benchmarks.context.rules import BeginsWith, EndsWith, Fact, LowerCase, NeverSays, Rule
 
-SMALL_TALK_SHARE = 0.6
-FACT_SHARE = 0.2  # the rest are small tasks
+FACT_SHARE = 0.5  # of what is not small talk; the rest are small tasks
 N_ASIDES = 3
 
 Passage: TypeAlias = tuple[Sequence[str], Sequence[str]]
@@ -68,6 +67,7 @@ def make_dialogue(
     n_following: int = 1,
     n_sentences: int = 9,
     n_opinions: int = 4,
+    talk_share: float = 0.6,
 ) -> Dialogue:
     """The same dialogue for the same arguments.
 
@@ -79,11 +79,12 @@ def make_dialogue(
         n_following: Turns that are read after them.
         n_sentences: Of prose in a message of small talk.
         n_opinions: Probes that ask for no fact.
+        talk_share: Of the turns behind the first, those that are small talk.
     """
     draw = random.Random(seed)
     rules, parameter = _rules(draw), _parameter(draw)
     codes, asides = _codes(draw), list(islice(_asides(draw), N_ASIDES))
-    kinds = _kinds(draw, n_turns - 1)
+    kinds = _kinds(draw, n_turns - 1, talk_share)
     talks = [index for index, kind in enumerate(kinds) if kind == "small talk"]
     with_aside = dict(zip(draw.sample(talks, min(N_ASIDES, len(talks))), asides, strict=False))
     turns, planted = [_first_turn(rules, parameter)], list[tuple[Fact, FactKind]]()
@@ -113,8 +114,9 @@ def _first_turn(rules: Sequence[Rule], parameter: Fact) -> Turn:
     return _obeying(rules, Turn("\n".join(told), "Understood."))
 
 
-def _kinds(draw: random.Random, n_turns: int) -> list[str]:
-    n_talk, n_fact = round(SMALL_TALK_SHARE * n_turns), max(1, round(FACT_SHARE * n_turns))
+def _kinds(draw: random.Random, n_turns: int, talk_share: float) -> list[str]:
+    n_talk = round(talk_share * n_turns)
+    n_fact = max(1, round(FACT_SHARE * (n_turns - n_talk)))
     kinds = ["small talk"] * n_talk + ["fact"] * n_fact
     kinds += ["task"] * (n_turns - len(kinds))
     draw.shuffle(kinds)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.context.chat_tokens import ChatWriter
-from benchmarks.context.dialogues import Dialogue, FactKind
+from benchmarks.context.chat_tokens import ChatWriter, WrittenTurns
+from benchmarks.context.dialogues import Dialogue, FactKind, Probe
 from benchmarks.context.held_dialogues import DialogueSystem, HeldDialogue
-from benchmarks.context.metrics import TokenDifferences, differences
+from benchmarks.context.metrics import TokenDifferences, differences, mean_nll
 from benchmarks.harness import Report
 
 
@@ -21,12 +21,14 @@ class Answer:
         obeyed: Of each rule whether it obeys it.
         kind: Of the fact that was asked for.
         is_known: Whether that is in it; None: none was asked for.
+        nll: Of the right answer, nats a token; None: no fact was asked for.
         text: The answer.
     """
 
     obeyed: Mapping[str, bool]
     kind: FactKind | None
     is_known: bool | None
+    nll: float | None
     text: str
 
 
@@ -103,7 +105,7 @@ def measure_dialogues(
                 n_bytes=held.n_bytes,
                 compression=exact_bytes / held.n_bytes,
                 differences=differences(reference, logits, following),
-                answers=list(_answers(held, dialogue, n_probes, writer, max_tokens)),
+                answers=list(_answers(held, written, dialogue, n_probes, max_tokens)),
             )
             held.close()
             found.append(outcome)
@@ -113,13 +115,23 @@ def measure_dialogues(
 
 
 def _answers(
-    held: HeldDialogue, dialogue: Dialogue, n_probes: int, writer: ChatWriter, max_tokens: int
+    held: HeldDialogue, written: WrittenTurns, dialogue: Dialogue, n_probes: int, max_tokens: int
 ) -> Iterator[Answer]:
+    tokenizer = written.writer.tokenizer
     for probe in dialogue.probes[:n_probes]:
-        text = writer.tokenizer.decode(held.answer(probe.question, max_tokens)).strip()
+        text = tokenizer.decode(held.answer(probe.question, max_tokens)).strip()
         yield Answer(
             obeyed={rule.name: rule.is_obeyed(text) for rule in dialogue.rules},
             kind=probe.kind,
             is_known=probe.fact.is_known(text) if probe.fact else None,
+            nll=_reply_nll(held, written, probe) if probe.fact else None,
             text=text,
         )
+
+
+def _reply_nll(held: HeldDialogue, written: WrittenTurns, probe: Probe) -> float:
+    assert probe.fact is not None
+    question = written.question(probe.question)
+    read = [*question, *written.writer.tokenizer.encode_plain(probe.fact.reply)]
+    n_before = len(question) - 1  # this row tells the reply's first token
+    return mean_nll(held.logits(read)[n_before:], read[n_before:])

@@ -13,6 +13,7 @@ from benchmarks.context.cache_methods import Exact
 from benchmarks.context.chat_tokens import ChatWriter
 from benchmarks.context.compaction_share import measure_turns, share_table
 from benchmarks.context.detail_heads import DetailSearch, detail_table
+from benchmarks.context.dialogues import Dialogue
 from benchmarks.context.engine_conversations import (
     TALK_KEEPINGS,
     ConversationSystem,
@@ -50,6 +51,8 @@ from modularbase import Engine
 from modularbase.context_types import ContextOptions
 from modularbase.gguf_file import read_metadata
 from modularbase.types import KvKind
+
+_CHAT_SHARE = 0.9  # of a chat's turns, small talk
 
 
 class Bench:
@@ -133,28 +136,39 @@ def _needles(bench: Bench) -> Iterator[PartResult]:
 
 
 def _dialogues(bench: Bench) -> Iterator[PartResult]:
-    settings, head = bench.settings, read_head(bench.base)
+    settings = bench.settings
+    yield from _talked(bench, settings.dialogues(), settings.n_probes)
+
+
+def _chats(bench: Bench) -> Iterator[PartResult]:
+    settings = bench.settings
+    scripts = settings.dialogues(_CHAT_SHARE)[: settings.n_chats]
+    yield from _talked(bench, scripts, settings.n_probes_compared)
+
+
+def _talked(bench: Bench, scripts: Sequence[Dialogue], n_probes: int) -> Iterator[PartResult]:
+    head = read_head(bench.base)
     with ExitStack() as engines:
         ours = [
-            ConversationSystem(engines.enter_context(bench.engine(kv, layers)), head, keeping)
-            for (kv, layers), keepings in TALK_KEEPINGS.items()
+            ConversationSystem(engines.enter_context(bench.engine(kv, None)), head, keeping)
+            for kv, keepings in TALK_KEEPINGS.items()
             for keeping in keepings
         ]
-        yield from _held(bench, ours, settings.n_dialogues, settings.n_probes)
+        yield from _held(bench, ours, scripts, n_probes)
 
 
 def _baselines(bench: Bench) -> Iterator[PartResult]:
     settings = bench.settings
     others = [WholeDialogues(system) for system in (bench.exact, *bench.systems)]
-    yield from _held(bench, others, settings.n_compared, settings.n_probes_compared)
+    scripts = settings.dialogues()[: settings.n_compared]
+    yield from _held(bench, others, scripts, settings.n_probes_compared)
 
 
 def _held(
-    bench: Bench, systems: Sequence[DialogueSystem], n_dialogues: int, n_probes: int
+    bench: Bench, systems: Sequence[DialogueSystem], scripts: Sequence[Dialogue], n_probes: int
 ) -> Iterator[PartResult]:
     """The exact system first."""
     settings = bench.settings
-    scripts = settings.dialogues()[:n_dialogues]
     for outcomes in measure_dialogues(
         systems, scripts, bench.writer, n_probes, settings.n_answer, bench.report
     ):
@@ -185,6 +199,7 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[PartResult]]] = {
     "detail_heads": _detail_heads,
     "needles": _needles,
     "dialogues": _dialogues,
+    "chats": _chats,
     "baselines": _baselines,
     "compaction": _compaction,
 }

@@ -35,7 +35,9 @@ class Settings:
         depths: Where in them needles lie.
         n_dialogues: Dialogues that our engine holds.
         n_compared: Of these, the ones that the others hold, too.
+        n_chats: Dialogues that are nearly all small talk.
         n_turns: Of a dialogue, before what is asked.
+        n_following: Turns that are read behind them.
         n_told: Sentences of prose in a message of small talk.
         n_probes: Questions that our engine answers.
         n_probes_compared: Questions that the others answer.
@@ -53,7 +55,9 @@ class Settings:
     depths: Sequence[float] = DEPTHS
     n_dialogues: int = 8
     n_compared: int = 2
+    n_chats: int = 4
     n_turns: int = 29
+    n_following: int = 3
     n_told: int = 9
     n_probes: int = 12
     n_probes_compared: int = 4
@@ -84,11 +88,18 @@ class Settings:
             for kind, depth, seed in cases
         ]
 
-    def dialogues(self) -> list[Dialogue]:
-        """Each with other rules."""
+    def dialogues(self, talk_share: float = 0.6) -> list[Dialogue]:
+        """Each with other rules; as many turns are small talk."""
         prose = plain_sentences() if self.n_documents else filler(random.Random(3), 60)
         return [
-            make_dialogue(seed, prose, n_turns=self.n_turns, n_sentences=self.n_told)
+            make_dialogue(
+                seed,
+                prose,
+                n_turns=self.n_turns,
+                n_following=self.n_following,
+                n_sentences=self.n_told,
+                talk_share=talk_share,
+            )
             for seed in range(self.n_dialogues)
         ]
 
@@ -119,7 +130,9 @@ SMALL = Settings(
     depths=(0.5,),
     n_dialogues=1,
     n_compared=1,
+    n_chats=1,
     n_turns=3,
+    n_following=1,
     n_told=1,
     n_probes=2,
     n_probes_compared=1,

@@ -27,6 +27,7 @@ class DialogueRow:
         obeyed: Share of the first turn's rules that answers obey.
         beyond_exact: The same, less that of the exact system.
         known: By kind, the share of facts that are in the answers to their questions.
+        fact_nll: Of the right answers, nats a token; None: no facts were asked for.
     """
 
     fidelity: FidelityRow
@@ -35,6 +36,7 @@ class DialogueRow:
     obeyed: Estimate
     beyond_exact: Estimate
     known: Mapping[str, float]
+    fact_nll: Estimate | None
 
 
 def fidelity_table(rows: Sequence[FidelityRow], title: str) -> Table:
@@ -86,6 +88,7 @@ def dialogue_table(rows: Sequence[DialogueRow]) -> Table:
     n_tokens = _mean(row.n_tokens for row in rows)
     header = ["", "dialogues", "compression", "KL to F16", "perplexity, %", "same top token, %"]
     header += ["rules obeyed, %", "against F16, points", *(f"{kind} known, %" for kind in kinds)]
+    header += ["NLL of the facts, nats a token"]
     cells = [
         [
             row.fidelity.system,
@@ -97,6 +100,7 @@ def dialogue_table(rows: Sequence[DialogueRow]) -> Table:
             _interval(row.obeyed, ".0f", scale=100),
             _interval(row.beyond_exact, "+.1f", scale=100),
             *(f"{100 * row.known[kind]:.0f}" if kind in row.known else "-" for kind in kinds),
+            _interval(row.fact_nll, ".3f") if row.fact_nll else "-",
         ]
         for row in rows
     ]
@@ -130,12 +134,17 @@ def _dialogue_row(
             str(kind): _mean(float(bool(answer.is_known)) for answer in group)
             for kind, group in _groups(asked, lambda answer: answer.kind)
         },
+        fact_nll=estimate([_fact_nll(o.answers) for o in outcomes]) if asked else None,
     )
 
 
 def _obeyed(answers: Sequence[Answer]) -> float:
     """Each dialogue counts with its mean: its probes are not independent."""
     return _mean(float(is_obeyed) for answer in answers for is_obeyed in answer.obeyed.values())
+
+
+def _fact_nll(answers: Sequence[Answer]) -> float:
+    return _mean(answer.nll for answer in answers if answer.nll is not None)
 
 
 def _groups(items: Iterable[Item], key: Callable[[Item], Key]) -> Iterable[tuple[Key, list[Item]]]:

@@ -231,8 +231,8 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     options = ["--small", "--threads=1", f"--base={base}", f"--output={tmp_path}"]
     assert main(options) == 0
     found = json.loads((tmp_path / "context.json").read_text())
-    parts = ["fidelity", "engine", "detail_heads", "needles", "dialogues", "baselines"]
-    assert list(found) == [*parts, "compaction"]
+    parts = ["fidelity", "engine", "detail_heads", "needles", "dialogues", "chats"]
+    assert list(found) == [*parts, "baselines", "compaction"]
     ours = {row["system"]: row for row in found["engine"]["values"]}
     assert 0 < ours["ours, Q8_0"]["fidelity"]["kl"]["value"] < 1e-3
     assert ours["ours, Q8_0"]["compression"] == pytest.approx(16 / 8.5)
@@ -251,6 +251,8 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     assert held["ours, F16"]["kl"] == 0 == held["F16"]["kl"]
     assert held["ours, F16"]["n_bytes"] > held["ours, budget of a quarter"]["n_bytes"]
     assert len(held["ours, F16"]["answers"]) == 2 and len(held["Q8_0"]["answers"]) == 1
+    # What the base says itself, whoever computes it.
+    assert held["ours, F16"]["answers"][0]["text"] == held["F16"]["answers"][0]["text"] != ""
     tiers = {
         row["tier"] for row in found["needles"]["values"] if row["system"] == "ours, told tiers"
     }
@@ -259,7 +261,7 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
         assert 0 <= turn["compaction_us"] <= turn["behind_us"] < turn["turn_us"]
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == [
-        f"context_{part}.png" for part in ("baselines", "dialogues", "engine", "fidelity")
+        f"context_{part}.png" for part in ("baselines", "chats", "dialogues", "engine", "fidelity")
     ]
     assert main([*options, "--part=needles", "--samples=2"]) == 0
     again = json.loads((tmp_path / "context.json").read_text())
