@@ -32,7 +32,7 @@ class RoundedValues {
 
   void add_to(float* const* o, TilesAhead& ahead) {
     for (std::int64_t group = 0; group < n_groups_; ++group) {
-      round(group);
+      round(group, ahead);
       add_group(group, o, ahead);
     }
   }
@@ -50,9 +50,10 @@ class RoundedValues {
     return p_ + g * kScoreStride + i * kBlockTokens;
   }
 
-  void round(std::int64_t group) {
+  void round(std::int64_t group, TilesAhead& ahead) {
     simd::Vec sums[kMaxGroup] = {simd::zero(), simd::zero(), simd::zero(), simd::zero()};
     for_each_page([&](std::size_t i) {
+      ahead.take(group_bytes_ / 2, 1).step();
       simd::Vec scaled[G][kTokenVecs];
       float unit[kMaxGroup];
       scale_weights(i, values_.scales(i, group), scaled, unit);
@@ -96,8 +97,8 @@ class RoundedValues {
     }
     for_each_page([&](std::size_t i) {
       typename Values::template Dot<G> dot;
-      values_.add(pages_[i], group, factors_.factors[i], ahead.take(group_bytes_, Values::kSteps),
-                  dot);
+      values_.add(pages_[i], group, factors_.factors[i],
+                  ahead.take(group_bytes_ / 2, Values::kSteps), dot);
       for (int g = 0; g < G; ++g) {
         const simd::Vec unit = simd::set1(factors_.unit[i][g]);
         for (int half = 0; half < 2; ++half) {
