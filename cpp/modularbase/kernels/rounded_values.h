@@ -9,14 +9,6 @@
 
 namespace modularbase::kernels {
 
-/// The weights of a group of dims of some pages, as factors.
-template <int G>
-struct PageFactors {
-  DotFactors<kBlockTokens> factors[kMaxPages][G];
-  float unit[kMaxPages][G];  // what factor 1 of a page stands for
-  float sum[kMaxGroup];      // of all factors times their units
-};
-
 /// o_g += sum_j p[g][j] v_j over visible tokens of the pages whose values have a format; p
 /// [kScoreStride, G], o[g] [head_dim]. Weights times scales become whole numbers of 16 bits of the
 /// page's largest, for all pages before the first is multiplied.
@@ -61,12 +53,12 @@ class RoundedValues {
         const simd::Vec inverse = simd::set1(1.0f / unit[g]);
         for (simd::Vec& v : scaled[g]) v = v * inverse;
         FactorSum sum;
-        round_factors(scaled[g], factors_.factors[i][g], sum);
+        round_factors(scaled[g], factors_[i][g], sum);
         sums[g] = simd::fma(sum.parts(), simd::set1(unit[g]), sums[g]);
-        factors_.unit[i][g] = unit[g];
+        unit_[i][g] = unit[g];
       }
     });
-    simd::sum_lanes4(sums[0], sums[1], sums[2], sums[3], factors_.sum);
+    simd::sum_lanes4(sums[0], sums[1], sums[2], sums[3], sum_);
   }
 
   // A page's weights times scales, 0 for invisible tokens, and what factor 1 is to stand for.
@@ -92,15 +84,14 @@ class RoundedValues {
     constexpr int kVecs = kRoundedGroup / 2 / simd::kLanes;
     simd::Vec total[G][2][kVecs];
     for (int g = 0; g < G; ++g) {
-      const simd::Vec offset = simd::set1(-Values::kOffset * factors_.sum[g]);
+      const simd::Vec offset = simd::set1(-Values::kOffset * sum_[g]);
       for (auto& half : total[g]) std::fill_n(half, kVecs, offset);
     }
     for_each_page([&](std::size_t i) {
       typename Values::template Dot<G> dot;
-      values_.add(pages_[i], group, factors_.factors[i],
-                  ahead.take(group_bytes_ / 2, Values::kSteps), dot);
+      values_.add(pages_[i], group, factors_[i], ahead.take(group_bytes_ / 2, Values::kSteps), dot);
       for (int g = 0; g < G; ++g) {
-        const simd::Vec unit = simd::set1(factors_.unit[i][g]);
+        const simd::Vec unit = simd::set1(unit_[i][g]);
         for (int half = 0; half < 2; ++half) {
           simd::Vec sums[kVecs];
           dot.lanes(half, g, sums);
@@ -125,7 +116,11 @@ class RoundedValues {
   std::int64_t n_groups_;
   std::int64_t group_bytes_;
   Values values_;
-  PageFactors<G> factors_;  // of the group at hand
+  // The weights of the group at hand: factors, what factor 1 of a page stands for, and the sum of
+  // all factors times that.
+  DotFactors<kBlockTokens> factors_[kMaxPages][G];
+  float unit_[kMaxPages][G];
+  float sum_[kMaxGroup];
 };
 
 }  // namespace modularbase::kernels

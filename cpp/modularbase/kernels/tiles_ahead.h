@@ -12,7 +12,9 @@ namespace modularbase::kernels {
 class Prefetch {
  public:
   Prefetch(const std::byte* begin, std::ptrdiff_t n_bytes, std::int64_t n_steps)
-      : at_(begin), end_(n_bytes > 0 ? begin + n_bytes : begin), step_bytes_(n_bytes / n_steps / kLine * kLine + kLine) {}
+      : at_(begin),
+        end_(n_bytes > 0 ? begin + n_bytes : begin),
+        step_bytes_(n_bytes / n_steps / kLine * kLine + kLine) {}
 
   void step() {
     const std::byte* stop = at_ + std::min(step_bytes_, end_ - at_);
