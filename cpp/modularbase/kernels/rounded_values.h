@@ -18,7 +18,7 @@ template <class Values, int G>
 class RoundedValues {
  public:
   RoundedValues(const float* p, std::int64_t head_dim, std::span<const Page> pages)
-      : p_(p), pages_(pages), n_groups_(head_dim / kRoundedGroup), values_(pages, head_dim) {
+      : values_(pages, head_dim), p_(p), pages_(pages), n_groups_(head_dim / kRoundedGroup) {
     group_bytes_ = static_cast<std::int64_t>(tile_bytes(Values::kFormat, head_dim)) / n_groups_;
   }
 
@@ -111,16 +111,16 @@ class RoundedValues {
     }
   }
 
-  const float* p_;
-  std::span<const Page> pages_;
-  std::int64_t n_groups_;
-  std::int64_t group_bytes_;
-  Values values_;
   // The weights of the group at hand: factors, what factor 1 of a page stands for, and the sum of
   // all factors times that.
   DotFactors<kBlockTokens> factors_[kMaxPages][G];
   float unit_[kMaxPages][G];
   float sum_[kMaxGroup];
+  Values values_;
+  const float* p_;
+  std::span<const Page> pages_;
+  std::int64_t n_groups_;
+  std::int64_t group_bytes_;
 };
 
 }  // namespace modularbase::kernels
