@@ -111,12 +111,12 @@ class RoundedValues {
     }
   }
 
-  // The weights of the group at hand: factors, what factor 1 of a page stands for, and the sum of
-  // all factors times that.
+  // unit_ is what factor 1 of a page stands for, sum_ that of all factors times their units; of the
+  // group at hand.
   DotFactors<kBlockTokens> factors_[kMaxPages][G];
+  Values values_;
   float unit_[kMaxPages][G];
   float sum_[kMaxGroup];
-  Values values_;
   const float* p_;
   std::span<const Page> pages_;
   std::int64_t n_groups_;
