@@ -24,8 +24,10 @@ from benchmarks.paths import RESULTS
 from benchmarks.report import Table, commit, markdown, write_json, write_text
 from packs.obtaining import TextError
 
-_SIZES = ("documents", "prefix", "read", "sentences", "samples", "dialogues", "chats", "compared")
-_SIZES += ("probes", "answer")
+_SIZES = (
+    *("documents", "prefix", "read", "sentences", "samples"),
+    *("dialogues", "chats", "compared", "probes", "answer"),
+)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

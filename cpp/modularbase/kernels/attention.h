@@ -122,7 +122,7 @@ bool attention_supported(std::int64_t head_dim);
 /// Causal grouped-query attention over the block table, online softmax in F32 (Dao et al.,
 /// arXiv:2205.14135). Spans of a few rows run position by position, split at fixed positions and
 /// merged in order, so that a row's result depends on nothing but its own sequence (bit for bit).
-/// 4-bit tiles meet queries and weights of 16 bits in integer products there.
+/// Tiles of 4 and 8 bits meet queries and weights of 16 bits in integer products there.
 /// Longer spans run in tiles of rows; they agree with the former to rounding, that of the cache to
 /// 8 bits included: a tile takes its span's own keys and values as they were before.
 void attention(const AttentionArgs& args, int ith, int nth);

@@ -2,7 +2,7 @@
 
 #include <bit>
 
-#include "modularbase/kernels/attention_types.h"
+#include "modularbase/kernels/tiles_ahead.h"
 
 namespace modularbase::kernels {
 
@@ -32,14 +32,15 @@ struct Q8_0Rows {
 };
 
 /// scores[g][j] = q_g . k_j for visible tokens, and for some that are not; q [head_dim, G], scores
-/// [kPartTokens, G].
+/// [kScoreStride, G].
 template <class Rows, int G>
-void row_scores(const float* q, std::int64_t head_dim, const Page& page, Prefetch ahead,
+void row_scores(const float* q, std::int64_t head_dim, const Page& page, TilesAhead& ahead,
                 float* scores) {
   const std::int64_t row_bytes = Rows::row_bytes(head_dim);
+  Prefetch prefetch = ahead.take(kBlockTokens * row_bytes, kBlockTokens / 4);
   for (int j = 0; j < kBlockTokens; j += 4) {
     if ((page.visible >> j & 15) == 0) continue;
-    ahead.step();
+    prefetch.step();
     simd::Vec sums[4][G];
     for (auto& row : sums) {
       for (simd::Vec& sum : row) sum = simd::zero();
@@ -55,7 +56,7 @@ void row_scores(const float* q, std::int64_t head_dim, const Page& page, Prefetc
     }
     for (int g = 0; g < G; ++g) {
       simd::sum_lanes4(sums[0][g], sums[1][g], sums[2][g], sums[3][g],
-                       scores + g * kPartTokens + j);
+                       scores + g * kScoreStride + j);
     }
   }
 }
@@ -71,25 +72,26 @@ void for_each_visible(std::uint64_t visible, const F& f) {
   }
 }
 
-/// o_g += sum_j p[g][j] v_j over visible tokens; p [kPartTokens, G], o[g] [head_dim].
+/// o_g += sum_j p[g][j] v_j over visible tokens; p [kScoreStride, G], o[g] [head_dim].
 template <class Rows, int G>
-void add_row_values(const float* p, std::int64_t head_dim, const Page& page, Prefetch ahead,
+void add_row_values(const float* p, std::int64_t head_dim, const Page& page, TilesAhead& ahead,
                     float* const* o) {
   constexpr int kVecs = 4;
   const std::int64_t row_bytes = Rows::row_bytes(head_dim);
+  Prefetch prefetch = ahead.take(kBlockTokens * row_bytes, kBlockTokens);
   const auto run = [&]<int N>(std::int64_t d) {
     simd::Vec sums[G][N];
     for (int g = 0; g < G; ++g) {
       for (int i = 0; i < N; ++i) sums[g][i] = simd::load(o[g] + d + i * simd::kLanes);
     }
     for_each_visible(page.visible, [&](int j) {
-      ahead.step();
+      prefetch.step();
       simd::Vec value[N];
       for (int i = 0; i < N; ++i) {
         value[i] = Rows::load(page.v + j * row_bytes, d + i * simd::kLanes);
       }
       for (int g = 0; g < G; ++g) {
-        const simd::Vec weight = simd::set1(p[g * kPartTokens + j]);
+        const simd::Vec weight = simd::set1(p[g * kScoreStride + j]);
         for (int i = 0; i < N; ++i) sums[g][i] = simd::fma(weight, value[i], sums[g][i]);
       }
     });

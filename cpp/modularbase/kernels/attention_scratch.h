@@ -13,13 +13,16 @@ namespace modularbase::kernels {
 inline constexpr int kTileSpanRows = 8;
 // Rows of one tile; times the group size they share each converted key and value.
 inline constexpr int kTileRows = 64;
-// What a short span sees is split into parts of so many blocks, so that threads can share it: first
-// its segments, counted from the first one, then the positions of its table, counted from 0.
-inline constexpr int kPartPages = 4;
-inline constexpr int kPartTokens = kPartPages * kBlockTokens;
+// What a short span sees is split into parts, so that threads can share it: first its segments, so
+// many a part, counted from the first one, then the positions of its table, counted from 0. A part
+// costs as much as a block in 4 bits beside its blocks; those are smaller, so that it may have
+// more.
+inline constexpr int kPartSegments = 8;
+inline constexpr int kPartBlocks = 4;
+inline constexpr int kPartTokens = kPartBlocks * kBlockTokens;
 
 inline int segment_parts(const AttentionSpan& span) {
-  return (span.n_segments + kPartPages - 1) / kPartPages;
+  return (span.n_segments + kPartSegments - 1) / kPartSegments;
 }
 /// Parts that a row of the span sees.
 inline int parts_of(const AttentionSpan& span, int row) {

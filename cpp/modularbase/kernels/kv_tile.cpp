@@ -41,19 +41,6 @@ bool tile_supported(TileFormat format, std::int64_t head_dim) {
   return head_dim > 0 && (is_float || head_dim % kQ4Group == 0);
 }
 
-std::size_t tile_bytes(TileFormat format, std::int64_t head_dim) {
-  switch (format) {
-    case TileFormat::kQ4Keys:
-    case TileFormat::kQ4KeyRows:
-      return static_cast<std::size_t>(Q4Layout::keys(head_dim).bytes());
-    case TileFormat::kQ4Values:
-    case TileFormat::kQ4ValueRows:
-      return static_cast<std::size_t>(Q4Layout::values(head_dim).bytes());
-    default:
-      return kBlockTokens * ggml_row_size(row_type(format), head_dim);
-  }
-}
-
 void read_tile(TileFormat format, const std::byte* tile, std::int64_t head_dim, float* rows) {
   const std::int64_t n = kBlockTokens * head_dim;
   switch (format) {

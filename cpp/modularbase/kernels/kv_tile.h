@@ -35,7 +35,22 @@ enum class TileFormat : std::uint8_t {
 
 /// Whether rows of head_dim numbers fit the format: whole groups of 32 for the quantised ones.
 bool tile_supported(TileFormat format, std::int64_t head_dim);
-std::size_t tile_bytes(TileFormat format, std::int64_t head_dim);
+inline std::size_t tile_bytes(TileFormat format, std::int64_t head_dim) {
+  const auto n = static_cast<std::size_t>(head_dim);
+  switch (format) {
+    case TileFormat::kQ8_0:
+    case TileFormat::kQ8Keys:
+      return kBlockTokens * n / 32 * 34;  // F16 scale, 32 bytes
+    case TileFormat::kQ4Values:
+    case TileFormat::kQ4ValueRows:
+      return kBlockTokens * n / 32 * 18;  // F16 scale, 32 half-bytes
+    case TileFormat::kQ4Keys:
+    case TileFormat::kQ4KeyRows:
+      return kBlockTokens * n / 32 * 18 + 2 * n;  // and the mean
+    default:
+      return kBlockTokens * n * 2;
+  }
+}
 
 /// rows [head_dim, kBlockTokens]: what the tile stands for, neither rotated nor centred.
 void read_tile(TileFormat format, const std::byte* tile, std::int64_t head_dim, float* rows);

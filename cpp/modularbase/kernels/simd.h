@@ -15,9 +15,10 @@
 
 namespace modularbase::kernels::simd {
 
-/// e^v to a relative error below 2e-7; v is clamped to where e^v is a normal float.
-inline Vec exp(Vec v) {
-  v = min(set1(88.0f), max(set1(-87.0f), v));
+/// e^v to a relative error below 2e-7 for v of at most 88; v is clamped to where e^v is a normal
+/// float.
+inline Vec exp_below_88(Vec v) {
+  v = max(set1(-87.0f), v);
   const Vec n = round(v * set1(1.44269504f));
   // ln 2 in two parts: n times the first is exact, so r keeps all its bits.
   Vec r = fma(n, set1(-0.693359375f), v);
@@ -29,6 +30,11 @@ inline Vec exp(Vec v) {
   p = fma(p, r, set1(1.6666665459e-1f));
   p = fma(p, r, set1(5.0000001201e-1f));
   return scale_by_pow2(fma(p, r * r, r + set1(1.0f)), n);
+}
+
+/// The same for any v.
+inline Vec exp(Vec v) {
+  return exp_below_88(min(set1(88.0f), v));
 }
 
 inline Vec silu(Vec v) {

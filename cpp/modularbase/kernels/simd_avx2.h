@@ -109,5 +109,12 @@ inline void sum_lanes4(Vec v0, Vec v1, Vec v2, Vec v3, float* out) {
                 _mm256_castpd_ps(_mm256_unpackhi_pd(d01, d23));
   _mm_storeu_ps(out, _mm256_castps256_ps128(s) + _mm256_extractf128_ps(s, 1));
 }
+/// out[i] = the largest lane of v[i].
+inline void max_lanes4(Vec v0, Vec v1, Vec v2, Vec v3, float* out) {
+  out[0] = max_lanes(v0);
+  out[1] = max_lanes(v1);
+  out[2] = max_lanes(v2);
+  out[3] = max_lanes(v3);
+}
 
 }  // namespace modularbase::kernels::simd

@@ -100,5 +100,16 @@ inline void sum_lanes4(Vec v0, Vec v1, Vec v2, Vec v3, float* out) {
   const __m256 half = _mm512_castps512_ps256(s) + _mm512_extractf32x8_ps(s, 1);
   _mm_storeu_ps(out, _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1));
 }
+/// out[i] = the largest lane of v[i].
+inline void max_lanes4(Vec v0, Vec v1, Vec v2, Vec v3, float* out) {
+  const Vec m01 = max(_mm512_unpacklo_ps(v0, v1), _mm512_unpackhi_ps(v0, v1));
+  const Vec m23 = max(_mm512_unpacklo_ps(v2, v3), _mm512_unpackhi_ps(v2, v3));
+  const __m512d d01 = _mm512_castps_pd(m01);
+  const __m512d d23 = _mm512_castps_pd(m23);
+  const Vec m = max(_mm512_castpd_ps(_mm512_unpacklo_pd(d01, d23)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(d01, d23)));
+  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(m), _mm512_extractf32x8_ps(m, 1));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
 
 }  // namespace modularbase::kernels::simd

@@ -105,5 +105,12 @@ inline void sum_lanes4(Vec v0, Vec v1, Vec v2, Vec v3, float* out) {
   store(out, Vec{v0[0], v1[0], v2[0], v3[0]} + Vec{v0[2], v1[2], v2[2], v3[2]} +
                  (Vec{v0[1], v1[1], v2[1], v3[1]} + Vec{v0[3], v1[3], v2[3], v3[3]}));
 }
+/// out[i] = the largest lane of v[i].
+inline void max_lanes4(Vec v0, Vec v1, Vec v2, Vec v3, float* out) {
+  out[0] = max_lanes(v0);
+  out[1] = max_lanes(v1);
+  out[2] = max_lanes(v2);
+  out[3] = max_lanes(v3);
+}
 
 }  // namespace modularbase::kernels::simd
