@@ -26,7 +26,7 @@ struct EngineOptions {
   std::int64_t kv_window_tokens = 128;
   // Tiered: (layer, kv head); these keep in 4 bits what others summarise.
   std::vector<std::pair<int, int>> kv_detail_heads;
-  int n_threads = 0;                  // 0: one per core this process may use
+  int n_threads = 0;       // 0: one per core this process may use
   std::int64_t n_ctx = 0;  // longest sequence; 0: what the model was trained for, at most 32768
   std::int64_t kv_budget_bytes = 0;  // memory for KV blocks; 0: room for two sequences of n_ctx
   std::int64_t pack_budget_bytes = std::int64_t{256} << 20;  // memory for packs; 0: no packs

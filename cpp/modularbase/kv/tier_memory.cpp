@@ -103,9 +103,9 @@ TileTables TierMemory::make_tables(std::size_t layer) const {
         make(GGML_TYPE_F16, geometry_.head_dim, k + ggml_row_size(k_type, n_tile), k_bytes);
   }
   if (geometry_.has_log_weights) {
-    tables.log_weight = make(GGML_TYPE_F32, kernels::kBlockTokens,
-                             v + static_cast<std::size_t>(n_tiles) * v_bytes,
-                             kernels::kBlockTokens * sizeof(float));
+    tables.log_weight =
+        make(GGML_TYPE_F32, kernels::kBlockTokens, v + static_cast<std::size_t>(n_tiles) * v_bytes,
+             kernels::kBlockTokens * sizeof(float));
   }
   return tables;
 }

@@ -35,7 +35,7 @@ struct TileTables {
   Tensor k = nullptr;       // [64 * head_dim, n_blocks, n_tiles]; less k_mean where there is one
   Tensor k_mean = nullptr;  // F16 [head_dim, n_blocks, n_tiles]
   Tensor v = nullptr;       // [64 * head_dim, n_blocks, n_tiles]
-  Tensor log_weight = nullptr;  // F32 [64, n_blocks, n_tiles]
+  Tensor log_weight = nullptr;          // F32 [64, n_blocks, n_tiles]
   const std::int32_t* tiles = nullptr;  // as in KvTierLayer
 };
 

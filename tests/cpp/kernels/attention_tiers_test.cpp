@@ -118,8 +118,8 @@ class Tiers {
 
   struct Tier {
     std::vector<std::byte> bytes;
-    std::vector<Tile> keys, values;  // of (block, head)
-    std::vector<float> log_weights;  // [kBlockTokens] of (block, head)
+    std::vector<Tile> keys, values;   // of (block, head)
+    std::vector<float> log_weights;   // [kBlockTokens] of (block, head)
     std::vector<std::int32_t> tiles;  // of each head; -1: it has none
     std::int32_t n_blocks = 0;
   };
