@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from modularbase.context.chat import Section
@@ -17,6 +18,7 @@ Piece: TypeAlias = tuple[int, int, SpanKind]  # the tokens [begin, end) of a sec
 _MIN_TOKENS = 16  # a shorter piece joins its neighbour, as far as
 _MERGED_TOKENS = 64  # they stay short together: a rule must not drown in what surrounds it
 _MAX_TOKENS = 256
+_CACHED_SECTIONS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +59,18 @@ def cut_spans(sections: Iterable[Section]) -> tuple[Span, ...]:
     return tuple(span for section in sections for span in _spans(section))
 
 
-def _spans(section: Section) -> list[Span]:
+@lru_cache(maxsize=_CACHED_SECTIONS)  # a turn looks at all sections several times
+def _spans(section: Section) -> tuple[Span, ...]:
     n_tokens = len(section.token_ids)
     if section.is_control:
-        return [_span(section, 0, n_tokens, "control")]
+        return (_span(section, 0, n_tokens, "control"),)
     # First with what follows, so that a rule takes along as little as possible; then what is left.
     pieces = _joined(_joined(_pieces(section), _is_short), _ends_short)
-    return [
+    return tuple(
         _span(section, begin, end, kind, is_part=piece_end - piece_begin > _MAX_TOKENS)
         for piece_begin, piece_end, kind in pieces
         for begin, end in _cut(section, piece_begin, piece_end)
-    ]
+    )
 
 
 def _pieces(section: Section) -> Iterator[Piece]:
