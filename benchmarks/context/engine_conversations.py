@@ -39,7 +39,6 @@ class TalkKeeping:
 TALK_KEEPINGS: Mapping[KvKind, Sequence[TalkKeeping]] = {
     "f16": [TalkKeeping("ours, F16")],
     "tiered": [
-        TalkKeeping("ours, budget of a quarter", ContextOptions(), 4),
         TalkKeeping("ours, budget of a fifth", ContextOptions(), 5),
         TalkKeeping("ours, least budget, 32:1", ContextOptions(slots_ratio=32), 10),
     ],

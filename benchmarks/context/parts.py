@@ -52,8 +52,6 @@ from modularbase.context_types import ContextOptions
 from modularbase.gguf_file import read_metadata
 from modularbase.types import KvKind
 
-_CHAT_SHARE = 0.9  # of a chat's turns, small talk
-
 
 class Bench:
     """What all parts share."""
@@ -142,8 +140,7 @@ def _dialogues(bench: Bench) -> Iterator[PartResult]:
 
 def _chats(bench: Bench) -> Iterator[PartResult]:
     settings = bench.settings
-    scripts = settings.dialogues(_CHAT_SHARE)[: settings.n_chats]
-    yield from _talked(bench, scripts, settings.n_probes_compared)
+    yield from _talked(bench, settings.chats(), settings.n_probes_compared)
 
 
 def _talked(bench: Bench, scripts: Sequence[Dialogue], n_probes: int) -> Iterator[PartResult]:

@@ -17,6 +17,8 @@ from benchmarks.context.torch_model import TorchModel
 from benchmarks.context.torch_systems import DroppedText, MethodSystem
 
 _MOST_DOCUMENTS = 20  # of other parts
+_TALK_SHARE = 0.6  # of a dialogue's turns, small talk
+_CHAT_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Settings:
         n_turns: Of a dialogue, before what is asked.
         n_following: Turns that are read behind them.
         n_told: Sentences of prose in a message of small talk.
+        n_chat_told: The same of a chat, which has more such messages.
         n_probes: Questions that our engine answers.
         n_probes_compared: Questions that the others answer.
         n_answer: Most tokens of an answer.
@@ -57,8 +60,9 @@ class Settings:
     n_compared: int = 2
     n_chats: int = 4
     n_turns: int = 29
-    n_following: int = 3
+    n_following: int = 2
     n_told: int = 9
+    n_chat_told: int = 6
     n_probes: int = 12
     n_probes_compared: int = 4
     n_answer: int = 32
@@ -88,8 +92,15 @@ class Settings:
             for kind, depth, seed in cases
         ]
 
-    def dialogues(self, talk_share: float = 0.6) -> list[Dialogue]:
-        """Each with other rules; as many turns are small talk."""
+    def dialogues(self) -> list[Dialogue]:
+        """Each with other rules."""
+        return self._dialogues(self.n_dialogues, _TALK_SHARE, self.n_told)
+
+    def chats(self) -> list[Dialogue]:
+        """Dialogues that are nearly all small talk."""
+        return self._dialogues(self.n_chats, _CHAT_SHARE, self.n_chat_told)
+
+    def _dialogues(self, n_dialogues: int, talk_share: float, n_told: int) -> list[Dialogue]:
         prose = plain_sentences() if self.n_documents else filler(random.Random(3), 60)
         return [
             make_dialogue(
@@ -97,10 +108,10 @@ class Settings:
                 prose,
                 n_turns=self.n_turns,
                 n_following=self.n_following,
-                n_sentences=self.n_told,
+                n_sentences=n_told,
                 talk_share=talk_share,
             )
-            for seed in range(self.n_dialogues)
+            for seed in range(n_dialogues)
         ]
 
     def systems(self, model: TorchModel) -> list[ContextSystem]:
@@ -134,6 +145,7 @@ SMALL = Settings(
     n_turns=3,
     n_following=1,
     n_told=1,
+    n_chat_told=1,
     n_probes=2,
     n_probes_compared=1,
     n_answer=2,
