@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modularbase import Engine, Tier
+from modularbase import Engine, EngineOptions, Tier
 from modularbase.context_types import ContextOptions
 from modularbase.types import KvKind, Message, Result
 
@@ -76,29 +76,35 @@ def test_tiered(smollm2: Path, exact: list[Result]) -> None:
     assert all("weather" in d.text or "garden" in d.text or "bus" in d.text for d in spared)
 
 
-@pytest.mark.parametrize("kv", ["f16", "tiered"])
-def test_what_was_summarised_is_found_again(smollm2: Path, kv: KvKind) -> None:
+def pass_key(
+    base: Path, kv: KvKind, context: ContextOptions | None, options: EngineOptions | None = None
+) -> Result:
+    """What is answered to a question about the first message, which may be summarised."""
     told = f"{TALK[:250]} The pass key of the cellar is 482913. {TALK[:250]}"
-    options: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
+    greedy: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
+    with (
+        Engine.load(base, kv=kv, pack_budget=0, n_threads=2, options=options) as engine,
+        engine.conversation(context=context) as talk,
+    ):
+        talk.chat({"role": "user", "content": told, "tier": "redundant"}, max_tokens=1, **greedy)
+        text = "Look at this.\n" + SOURCE[:2500]
+        talk.chat({"role": "user", "content": text}, max_tokens=1, **greedy)
+        question = "What is the pass key of the cellar? Repeat the number."
+        return talk.chat(question, max_tokens=20, **greedy)
 
-    def answer(context: ContextOptions | None) -> Result:
-        with (
-            Engine.load(smollm2, kv=kv, pack_budget=0, n_threads=2) as engine,
-            engine.conversation(context=context) as talk,
-        ):
-            talk.chat(
-                {"role": "user", "content": told, "tier": "redundant"}, max_tokens=1, **options
-            )
-            text = "Look at this.\n" + SOURCE[:2500]
-            talk.chat({"role": "user", "content": text}, max_tokens=1, **options)
-            question = "What is the pass key of the cellar? Repeat the number."
-            return talk.chat(question, max_tokens=20, **options)
 
-    if kv == "f16":
-        assert "482913" in answer(None).text
-        return
-    lost = answer(ContextOptions(rehydrate_tokens=0))
+def test_heads_that_keep_details_find_a_value_in_a_summary(smollm2: Path) -> None:
+    assert "482913" in pass_key(smollm2, "f16", None).text
+    found = pass_key(smollm2, "tiered", ContextOptions(rehydrate_tokens=0))
+    assert "482913" in found.text
+    assert found.context is not None and found.context.rehydrated_tokens == 0
+    assert found.context.tokens[Tier.REDUNDANT] > 100
+
+
+def test_what_slots_alone_lose_is_read_again(smollm2: Path) -> None:
+    slots = EngineOptions(kv_detail_heads=())
+    lost = pass_key(smollm2, "tiered", ContextOptions(rehydrate_tokens=0), slots)
     assert "482913" not in lost.text
-    found = answer(ContextOptions())
+    found = pass_key(smollm2, "tiered", ContextOptions(), slots)
     assert "482913" in found.text
     assert found.context is not None and 0 < found.context.rehydrated_tokens <= 128
