@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.context.documents import LongText
 from benchmarks.context.engine_systems import DetailHeads, EngineSystem, Keeping
-from benchmarks.context.metrics import TokenDifferences, differences
+from benchmarks.context.metrics import differences, fidelity
 from benchmarks.harness import Report
 from benchmarks.report import Table
 from modularbase.types import FloatArray
@@ -45,7 +43,7 @@ class DetailSearch:
         """Reads what follows the first n_prefix tokens of each text."""
         self._base, self._n_threads, self._report = base, n_threads, report
         self._parts = [(text.ids[:n_prefix], text.ids[n_prefix:]) for text in texts]
-        exact = self._system("f16", None)
+        exact = EngineSystem(base, Keeping("exact", "f16"), n_threads)
         info = exact.engine.info
         self._n_layer, self._n_head_kv = info["n_layer"], info["n_head_kv"]
         self._references, self._exact_bytes = self._read(exact)
@@ -61,20 +59,21 @@ class DetailSearch:
             yield self._measure(tuple(best[:n]))
 
     def _measure(self, heads: DetailHeads) -> DetailOutcome:
-        logits, n_bytes = self._read(self._system("tiered", heads))
-        found = [
-            differences(reference, other, rest)
-            for reference, other, (_, rest) in zip(
-                self._references, logits, self._parts, strict=True
-            )
-        ]
-        outcome = DetailOutcome(heads, self._exact_bytes / n_bytes, *_means(found))
+        keeping = Keeping("details", "tiered", _RATIO, heads)
+        logits, n_bytes = self._read(EngineSystem(self._base, keeping, self._n_threads))
+        found = fidelity(
+            [
+                differences(reference, other, rest)
+                for reference, other, (_, rest) in zip(
+                    self._references, logits, self._parts, strict=True
+                )
+            ]
+        )
+        outcome = DetailOutcome(
+            heads, self._exact_bytes / n_bytes, found.kl.value, found.perplexity_change.value
+        )
         self._report(f"details of {len(heads)} heads, last {heads[-1:]}: KL {outcome.kl:.5f}")
         return outcome
-
-    def _system(self, kv: str, heads: DetailHeads | None) -> EngineSystem:
-        keeping = Keeping("exact", "f16") if kv == "f16" else Keeping("", "tiered", _RATIO, heads)
-        return EngineSystem(self._base, keeping, self._n_threads)
 
     def _read(self, system: EngineSystem) -> tuple[list[FloatArray], int]:
         """What follows each text, and the bytes of all; closes the engine."""
@@ -111,9 +110,3 @@ def _named(heads: DetailHeads) -> str:
     if len(heads) == 1:
         return f"{heads[0]}"
     return f"the best {len(heads)}"
-
-
-def _means(found: Sequence[TokenDifferences]) -> tuple[float, float]:
-    kl = float(np.mean([part.kl.mean() for part in found]))
-    excess = np.concatenate([part.excess_nll for part in found])
-    return kl, float(np.expm1(excess.mean()))

@@ -150,7 +150,7 @@ def test_summaries_that_do_harm_are_not_made(tiered: Engine) -> None:
     report = context_of(tiered.chat(dialogue(), context=options, **GREEDY))
     assert report.tokens[Tier.REDUNDANT] == 0 and not report.demoted
     refused = [d for d in report.decisions if "no summary" in d.reason]
-    assert len(refused) > 5 and {d.tier for d in refused} == {Tier.IMPORTANT}
+    assert len(refused) >= 10 and {d.tier for d in refused} == {Tier.IMPORTANT}
 
 
 def test_floors_above_the_budget_are_refused_at_once(
