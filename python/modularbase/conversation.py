@@ -20,7 +20,7 @@ from modularbase.context.spans import cut_spans
 from modularbase.context.surprise import Surprises
 from modularbase.context_types import ContextOptions, ContextReport
 from modularbase.conversation_file import Header, Kept, read_conversation, write_conversation
-from modularbase.conversation_host import Host, Turn, kept_report
+from modularbase.conversation_host import Host, Turn, kept_report, unfilled_bytes
 from modularbase.conversation_signals import span_signals
 from modularbase.errors import CancelledError, ConversationFileError, InvalidRequestError
 from modularbase.generation import Generation
@@ -319,16 +319,22 @@ class Conversation:
         return self._plan
 
     def _compact(self, options: ContextOptions) -> None:
-        spans = cut_spans(self._chat.sections)
-        n_past = max(0, len(self._chat.token_ids) - options.window_tokens)
-        plan = self._graded(
-            span_signals(self._host, self._open_id(), spans, n_past, self._surprises)
-        )
+        host, chat = self._host, self._chat
+        undecided = self._grader.undecided(chat, host.costs, options)
+        signals = None
+        if undecided:
+            spans = cut_spans(chat.sections)
+            signals = span_signals(host, self._open_id(), spans, undecided, self._surprises)
+        plan = self._graded(signals)
+        n_past = max(0, len(chat.token_ids) - options.window_tokens)
         done = self._runtime.compact(
             self._open_id(), plan.tiers[:n_past], plan.new_slots, options.max_fit_error
         )
         if done.outcome.name == "done":
-            self._grader.accept(plan, {start for start, _, _ in done.refused})
+            refused = {start for start, _, _ in done.refused}
+            state = self._runtime.context_state(self._open_id())
+            n_unfilled = unfilled_bytes(state, host.costs, options.window_tokens)
+            self._grader.accept(plan, refused, n_unfilled)
 
 
 def _messages(content: str | Message | Sequence[Message]) -> list[Message]:

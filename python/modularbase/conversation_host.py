@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -158,3 +159,17 @@ def kept_report(planned: ContextReport, state: State) -> ContextReport:
         window_tokens=state.n_tokens - state.n_compacted,
         window_bytes=state.own_bytes,
     )
+
+
+def unfilled_bytes(state: State, costs: TierCosts, window_tokens: int) -> int:
+    """What a conversation takes beyond what its tokens cost, since blocks are seldom full.
+
+    What lies behind the window though no tier has it yet counts as important.
+    """
+    n_own = state.n_tokens - state.n_compacted
+    n_key = state.tiers.count(TIER_CODES[Tier.KEY]) + min(n_own, window_tokens)
+    n_important = state.tiers.count(TIER_CODES[Tier.IMPORTANT]) + max(0, n_own - window_tokens)
+    filled = n_key * costs.key_token_bytes + n_important * costs.important_token_bytes
+    filled += sum(costs.summary_bytes(n_tokens, n_slots) for _, n_tokens, n_slots in state.spans)
+    taken = state.key_bytes + state.important_bytes + state.redundant_bytes + state.own_bytes
+    return max(0, taken - math.ceil(filled))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 
@@ -19,28 +20,33 @@ Look = Callable[[int, Sequence[tuple[int, int]], int], Sequence[float]]
 
 
 def span_signals(
-    host: Host, conversation: int, spans: Sequence[Span], n_past: int, surprises: Surprises
+    host: Host,
+    conversation: int,
+    spans: Sequence[Span],
+    undecided: AbstractSet[int],
+    surprises: Surprises,
 ) -> SpanSignals:
     """What is known of spans.
 
-    Attention is what the window's queries give, so that only spans before it get any.
+    Attention costs time, so that of spans whose tier is decided it stays unknown.
 
     Args:
         host: The engine.
         conversation: Which one it is.
         spans: Of `cut_spans`.
-        n_past: Tokens before the window.
+        undecided: First positions of those to look at, all before the window.
         surprises: Of its tokens.
     """
     n_layer = host.layout.n_layer
     layers = range(n_layer // 2 % _LAYER_STEP, n_layer, _LAYER_STEP)
-    places = [(span.start, span.n_tokens) for span in spans if span.end <= n_past]
+    is_looked_at = np.array([span.start in undecided for span in spans], dtype=np.bool_)
+    places = [(span.start, span.n_tokens) for span in spans if span.start in undecided]
 
     def seen(look: Look) -> Scores:
         attention: Scores = np.full(len(spans), np.nan)
         if places:
             looks = [look(conversation, places, layer) for layer in layers]
-            attention[: len(places)] = np.mean(looks, axis=0)
+            attention[is_looked_at] = np.mean(looks, axis=0)
         return attention
 
     return SpanSignals(

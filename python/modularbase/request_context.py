@@ -17,7 +17,7 @@ from modularbase.context.scores import SpanSignals
 from modularbase.context.similarity import similarity_to_newest
 from modularbase.context.spans import cut_spans
 from modularbase.context_types import ContextOptions, ContextReport, Tier
-from modularbase.conversation_host import Runtime, kept_report
+from modularbase.conversation_host import Runtime, kept_report, unfilled_bytes
 from modularbase.errors import CancelledError, ContextBudgetError
 from modularbase.generation import Ticket
 
@@ -133,7 +133,10 @@ class PromptPlan:
             )
             if done.outcome.name != "done":
                 return
-            self._grader.accept(self._plan, {start for start, _, _ in done.refused})
+            refused = {start for start, _, _ in done.refused}
+            state = runtime.context_state(conversation)
+            n_unfilled = unfilled_bytes(state, self._costs, self._options.window_tokens)
+            self._grader.accept(self._plan, refused, n_unfilled)
             self._plan = self._graded_again()
             self._demoted |= {decision.start for decision in self._plan.report.demoted}
 

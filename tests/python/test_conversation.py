@@ -58,6 +58,19 @@ def test_context_is_counted(load: LoadEngine) -> None:
         assert sum(d.n_tokens for d in report.decisions) == len(talk.token_ids)
 
 
+def test_a_budget_holds_whatever_blocks_leave_unfilled(load: LoadEngine) -> None:
+    """What the engine has allocated, turn after turn, once it knows how full its blocks are."""
+    options = ContextOptions(
+        budget_bytes=500_000, demote_below=10.0, demote_after_checks=1, max_fit_error=1e9
+    )
+    with load("tiered").conversation(context=options) as talk:
+        reports = [talk.chat(f"{word} {CHATTER * 3}", **GREEDY).context for word in "abcdefghijkl"]
+    kept = [report.total_bytes for report in reports if report]
+    assert len(kept) == 12 and max(kept) > 0.7 * options.budget_bytes
+    assert sum(n_bytes > options.budget_bytes for n_bytes in kept) <= 1
+    assert kept[-1] <= options.budget_bytes
+
+
 @pytest.mark.parametrize("attention", ["fused", "reference"])
 def test_what_a_caller_calls_redundant_becomes_slots(load: LoadEngine, attention: str) -> None:
     with load("tiered", attention=attention).conversation() as talk:

@@ -4,40 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "modularbase/kernels/kv_tile.h"
+#include "modularbase/kernels/kv_layer.h"
 
 namespace modularbase::kernels {
-
-/// Which blocks a token's keys and values lie in, by how much of it is kept.
-enum KvTier : std::int32_t {
-  kExactTier,
-  kImportantTier,
-  kRedundantTier,  // slots; not of the heads of the next
-  kDetailTier,     // the tokens that slots stand for, of the heads that cannot do without them
-};
-inline constexpr int kNKvTiers = 4;
-
-/// One tier's keys and values of one layer: the tile of (block, head) begins at
-/// k + block * block_stride + tile(head) * tile_bytes(k_format, head_dim), the same for v.
-struct KvTierLayer {
-  TileFormat k_format;
-  TileFormat v_format;
-  std::byte* k;  // null: this layer lacks the tier
-  std::byte* v;
-  std::byte* log_weight;     // F32 [64, tile] of slots' block b at b * block_stride; else null
-  std::size_t block_stride;  // bytes
-  const std::int32_t* tiles = nullptr;  // of each head, -1: it lacks the tier; null: all in order
-
-  std::int64_t tile(std::int64_t head) const { return tiles ? tiles[head] : head; }
-  bool has(std::int64_t head) const { return k && tile(head) >= 0; }
-};
-
-/// The keys and values of one layer.
-struct KvLayer {
-  std::int64_t n_head_kv;
-  std::int64_t head_dim;
-  KvTierLayer tiers[kNKvTiers];
-};
 
 /// One block of a sequence's compacted past; token or slot i of it is seen when bit i is set.
 struct KvSegment {

@@ -8,18 +8,6 @@
 
 namespace modularbase::kernels {
 
-/// The tile of keys, or of values, of a (block, head).
-inline std::byte* key_tile(const KvLayer& kv, const KvTierLayer& tier, std::int64_t block,
-                           std::int64_t head) {
-  return tier.k + static_cast<std::size_t>(block) * tier.block_stride +
-         static_cast<std::size_t>(tier.tile(head)) * tile_bytes(tier.k_format, kv.head_dim);
-}
-inline std::byte* value_tile(const KvLayer& kv, const KvTierLayer& tier, std::int64_t block,
-                             std::int64_t head) {
-  return tier.v + static_cast<std::size_t>(block) * tier.block_stride +
-         static_cast<std::size_t>(tier.tile(head)) * tile_bytes(tier.v_format, kv.head_dim);
-}
-
 inline constexpr int kMaxGroup = 4;  // query heads per pass: their sums fit the registers
 // Pages of a part at most, and the distance of two heads' scores of them.
 inline constexpr int kMaxPages = std::max(kPartSegments, kPartBlocks);
@@ -34,17 +22,10 @@ struct Page {
   std::uint64_t visible;    // never 0
 };
 
-inline Page page_of(const KvLayer& kv, std::int32_t tier_index, std::int64_t block,
-                    std::int64_t head, std::uint64_t visible) {
-  const KvTierLayer& tier = kv.tiers[tier_index];
-  const float* log_weight = nullptr;
-  if (tier.log_weight) {
-    log_weight = reinterpret_cast<const float*>(tier.log_weight + static_cast<std::size_t>(block) *
-                                                                      tier.block_stride) +
-                 tier.tile(head) * kBlockTokens;
-  }
-  return {&tier, key_tile(kv, tier, block, head), value_tile(kv, tier, block, head), log_weight,
-          visible};
+inline Page page_of(const KvLayer& kv, std::int32_t tier, std::int64_t block, std::int64_t head,
+                    std::uint64_t visible) {
+  return {&kv.tiers[tier], kv.key_tile(tier, block, head), kv.value_tile(tier, block, head),
+          kv.log_weights(tier, block, head), visible};
 }
 
 /// The index of a row's place in its window, counted over layers; -1 where nobody wants it, or

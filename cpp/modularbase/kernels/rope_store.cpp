@@ -42,9 +42,9 @@ void rope_store_row(const RopeStoreArgs& args, const AttentionSpan& span, int ro
     float* key = k + head * head_dim;
     if (args.k_norm) normalise(key, args.k_norm, head_dim, args.norm_eps);
     rope_rotate(key, cos, sin, args.rope_dim, args.style);
-    write_row(tier.k_format, key, head_dim, token, key_tile(kv, tier, block, head));
+    write_row(tier.k_format, key, head_dim, token, kv.key_tile(kExactTier, block, head));
     write_row(tier.v_format, v + head * head_dim, head_dim, token,
-              value_tile(kv, tier, block, head));
+              kv.value_tile(kExactTier, block, head));
   }
 }
 

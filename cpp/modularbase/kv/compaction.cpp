@@ -105,14 +105,15 @@ void Compaction::fill(const NewPastBlock& made, const LayerView& layer, std::int
     load(made.sources[i], layer, head, reader, i);
   }
   const BlockId block = layer.is_upper ? made.block.upper : made.block.lower;
-  const kernels::KvTierLayer& tier = layer.kv.tiers[made.block.memory];
-  const auto store = [&](kernels::TileFormat format, std::byte* first, const float* rows) {
-    kernels::write_tile(format, rows, layer.kv.head_dim,
-                        tile_at(layer.kv, made.block.memory, block, head, first, format));
-  };
-  store(tier.k_format, tier.k, keys_.data());
-  store(tier.v_format, tier.v, values_.data());
-  if (tier.log_weight) std::ranges::copy(log_weights_, log_weights_at(layer.kv, block, head));
+  const kernels::KvTier memory = made.block.memory;
+  const kernels::KvTierLayer& tier = layer.kv.tiers[memory];
+  kernels::write_tile(tier.k_format, keys_.data(), layer.kv.head_dim,
+                      layer.kv.key_tile(memory, block, head));
+  kernels::write_tile(tier.v_format, values_.data(), layer.kv.head_dim,
+                      layer.kv.value_tile(memory, block, head));
+  if (float* log_weights = layer.kv.log_weights(memory, block, head)) {
+    std::ranges::copy(log_weights_, log_weights);
+  }
 }
 
 void Compaction::load(const PastSource& source, const LayerView& layer, std::int64_t head,

@@ -20,7 +20,7 @@ enum class Tier : std::uint8_t {
 /// One block of a sequence's compacted past, in each group of layers. Never written again.
 struct PastBlock {
   kernels::KvTier memory;  // which blocks it is one of
-  Tier tier;               // of its tokens; important ones lie exact until they fill a block
+  Tier tier;               // of its tokens; in exact ones, important tokens may wait for a block
   BlockId lower = kNoBlock;
   BlockId upper = kNoBlock;             // none when there is one group
   std::uint64_t visible = 0;            // bit i: token or slot i counts

@@ -12,7 +12,7 @@ using kernels::KvTier;
 
 // A 4-bit block that shows fewer tokens than this is not worth its bytes: they are rounded again
 // together with others, which costs some precision once more.
-constexpr int kFewTokens = 40;
+constexpr int kFewTokens = 56;
 
 constexpr std::uint64_t bit(std::size_t i) {
   return std::uint64_t{1} << i;
@@ -64,9 +64,15 @@ class Arrangement {
   NewPast finish() {
     take_from_table();
     for (std::size_t b = 0; b < sequence_.past.blocks.size(); ++b) take_moved(b);
-    for (const PastBlock& block : sequence_.past.blocks) keep_or_reopen(block);
-    add_blocks(tokens_[0], Tier::kKey, kernels::kExactTier);
-    add_important();
+    for (const PastBlock& block : sequence_.past.blocks) {
+      if (block.memory != kernels::kExactTier) keep_or_reopen(block);
+    }
+    let_the_rest_wait();
+    for (const PastBlock& block : sequence_.past.blocks) {
+      if (block.memory == kernels::kExactTier) keep_or_reopen(block);
+    }
+    add_blocks(exact_, Tier::kKey, kernels::kExactTier);
+    add_blocks(important_, Tier::kImportant, kernels::kImportantTier);
     add_blocks(slots_, Tier::kRedundant, kernels::kRedundantTier);
     add_blocks(details_, Tier::kRedundant, kernels::kDetailTier);
     std::ranges::sort(result_.spans, {}, &SlotSpan::start);
@@ -105,22 +111,29 @@ class Arrangement {
     for (auto p = static_cast<std::size_t>(sequence_.past.n_positions); p < tiers_.size(); ++p) {
       const bool is_token = tiers_[p] != Tier::kRedundant;
       if (is_token && !is_forgotten(static_cast<std::int32_t>(p))) {
-        list(tiers_[p]).push_back(located_.places[p]);
+        tokens_of(tiers_[p]).push_back(located_.places[p]);
       }
     }
     std::ranges::copy(sequence_.past.spans, std::back_inserter(result_.spans));
   }
 
-  std::vector<PastSource>& list(Tier tier) { return tokens_[static_cast<std::size_t>(tier)]; }
+  std::vector<PastSource>& tokens_of(Tier tier) { return tier == Tier::kKey ? exact_ : important_; }
+
+  // Whether a token of a block is of the tier that the block is for; others wait there at most.
+  bool belongs(const PastBlock& block, std::int32_t position) const {
+    const Tier tier = tiers_[static_cast<std::size_t>(position)];
+    return tier == (block.memory == kernels::kExactTier ? Tier::kKey : Tier::kImportant);
+  }
 
   // The tokens of an old block that another tier gets.
   void take_moved(std::size_t b) {
     const PastBlock& block = sequence_.past.blocks[b];
     if (!holds_tokens(block)) return;
     for (std::size_t i = 0; i < block.positions.size(); ++i) {
-      if (!(block.visible & bit(i)) || is_forgotten(block.positions[i])) continue;
-      const Tier tier = tiers_[static_cast<std::size_t>(block.positions[i])];
-      if (tier != block.tier && tier != Tier::kRedundant) list(tier).push_back(source_in(block, i));
+      const std::int32_t p = block.positions[i];
+      if (!(block.visible & bit(i)) || is_forgotten(p) || belongs(block, p)) continue;
+      const Tier tier = tiers_[static_cast<std::size_t>(p)];
+      if (tier != Tier::kRedundant) tokens_of(tier).push_back(source_in(block, i));
     }
   }
 
@@ -128,19 +141,30 @@ class Arrangement {
     std::uint64_t bits = 0;
     for (std::size_t i = 0; i < block.positions.size(); ++i) {
       const std::int32_t p = block.positions[i];
-      const bool stays = !holds_tokens(block) || tiers_[static_cast<std::size_t>(p)] == block.tier;
+      const bool stays = !holds_tokens(block) || belongs(block, p);
       if (stays && !is_forgotten(p)) bits |= block.visible & bit(i);
     }
     return bits;
+  }
+
+  std::vector<PastSource>& list(KvTier memory) {
+    switch (memory) {
+      case kernels::kRedundantTier:
+        return slots_;
+      case kernels::kDetailTier:
+        return details_;
+      case kernels::kImportantTier:
+        return important_;
+      default:
+        return exact_;
+    }
   }
 
   void keep_or_reopen(const PastBlock& block) {
     PastBlock kept = block;
     kept.visible = staying(block);
     if (kept.visible == 0) return;
-    auto& sources = block.memory == kernels::kRedundantTier ? slots_
-                    : block.memory == kernels::kDetailTier  ? details_
-                                                            : list(block.tier);
+    auto& sources = list(block.memory);
     if (!moves() && (sources.empty() || !is_open(kept))) {
       result_.kept.push_back(std::move(kept));
       return;
@@ -164,15 +188,26 @@ class Arrangement {
     }
   }
 
-  // 4 bits need whole blocks: what is left over stays exact until it fills one.
-  void add_important() {
-    auto& sources = list(Tier::kImportant);
-    std::ranges::stable_sort(sources, {}, &PastSource::position);
-    const auto n_left = static_cast<std::ptrdiff_t>(sources.size() % kBlockTokens);
-    std::vector<PastSource> left(sources.end() - n_left, sources.end());
-    sources.resize(sources.size() - left.size());
-    add_blocks(sources, Tier::kImportant, kernels::kImportantTier);
-    add_blocks(left, Tier::kImportant, kernels::kExactTier);
+  // 4 bits need whole blocks: what is left over waits where exact blocks have room for it. Else it
+  // is rounded, and rounded again with what comes next.
+  void let_the_rest_wait() {
+    std::ranges::stable_sort(important_, {}, &PastSource::position);
+    const auto n_left = std::ssize(important_) % kBlockTokens;
+    if (n_left > exact_room()) return;
+    exact_.insert(exact_.end(), important_.end() - n_left, important_.end());
+    important_.erase(important_.end() - n_left, important_.end());
+  }
+
+  // Tokens that exact blocks can take beside those that they must.
+  std::ptrdiff_t exact_room() const {
+    std::ptrdiff_t n = std::ssize(exact_);
+    for (const PastBlock& block : sequence_.past.blocks) {
+      PastBlock kept = block;
+      kept.visible = staying(block);
+      const bool is_exact = block.memory == kernels::kExactTier;
+      if (is_exact && (moves() || is_open(kept))) n += std::popcount(kept.visible);
+    }
+    return (kBlockTokens - n % kBlockTokens) % kBlockTokens;
   }
 
   // From the old positions to the new ones.
@@ -195,7 +230,8 @@ class Arrangement {
   const PastPlan& plan_;
   std::vector<Tier> tiers_;
   std::vector<bool> fitted_;
-  std::vector<PastSource> tokens_[2];  // key, important
+  std::vector<PastSource> exact_;
+  std::vector<PastSource> important_;
   std::vector<PastSource> slots_;
   std::vector<PastSource> details_;
   NewPast result_;

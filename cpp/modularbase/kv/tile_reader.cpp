@@ -3,7 +3,6 @@
 namespace modularbase {
 
 using kernels::kBlockTokens;
-using kernels::KvTier;
 using kernels::TileFormat;
 
 TileReader::TileReader(const kernels::KvLayer& layer) : layer_(layer) {
@@ -13,10 +12,8 @@ TileReader::TileReader(const kernels::KvLayer& layer) : layer_(layer) {
 }
 
 const float* TileReader::row(Tile& tile, const TokenPlace& place, std::int64_t head,
-                             TileFormat format, const std::byte* first) {
+                             TileFormat format, const std::byte* from) {
   if (tile.memory != place.memory || tile.block != place.block || tile.head != head) {
-    const std::byte* from =
-        tile_at(layer_, place.memory, place.block, head, const_cast<std::byte*>(first), format);
     kernels::read_tile(format, from, layer_.head_dim, tile.rows.data());
     tile.memory = place.memory;
     tile.block = place.block;
@@ -26,30 +23,17 @@ const float* TileReader::row(Tile& tile, const TokenPlace& place, std::int64_t h
 }
 
 const float* TileReader::key(const TokenPlace& place, std::int64_t head) {
-  const kernels::KvTierLayer& tier = layer_.tiers[place.memory];
-  return row(keys_, place, head, tier.k_format, tier.k);
+  return row(keys_, place, head, layer_.tiers[place.memory].k_format,
+             layer_.key_tile(place.memory, place.block, head));
 }
 
 const float* TileReader::value(const TokenPlace& place, std::int64_t head) {
-  const kernels::KvTierLayer& tier = layer_.tiers[place.memory];
-  return row(values_, place, head, tier.v_format, tier.v);
+  return row(values_, place, head, layer_.tiers[place.memory].v_format,
+             layer_.value_tile(place.memory, place.block, head));
 }
 
 float TileReader::log_weight(const TokenPlace& place, std::int64_t head) const {
-  return log_weights_at(layer_, place.block, head)[place.index];
-}
-
-std::byte* tile_at(const kernels::KvLayer& layer, KvTier memory, BlockId block, std::int64_t head,
-                   std::byte* first, TileFormat format) {
-  const kernels::KvTierLayer& tier = layer.tiers[memory];
-  return first + static_cast<std::size_t>(block) * tier.block_stride +
-         static_cast<std::size_t>(tier.tile(head)) * kernels::tile_bytes(format, layer.head_dim);
-}
-
-float* log_weights_at(const kernels::KvLayer& layer, BlockId block, std::int64_t head) {
-  const kernels::KvTierLayer& tier = layer.tiers[kernels::kRedundantTier];
-  std::byte* at = tier.log_weight + static_cast<std::size_t>(block) * tier.block_stride;
-  return reinterpret_cast<float*>(at) + tier.tile(head) * kBlockTokens;
+  return layer_.log_weights(place.memory, place.block, head)[place.index];
 }
 
 }  // namespace modularbase

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "modularbase/core/types.h"
-#include "modularbase/kernels/attention.h"
+#include "modularbase/kernels/kv_layer.h"
 
 namespace modularbase {
 
@@ -34,17 +34,11 @@ class TileReader {
     std::vector<float> rows;  // [head_dim, 64]
   };
   const float* row(Tile& tile, const TokenPlace& place, std::int64_t head,
-                   kernels::TileFormat format, const std::byte* first);
+                   kernels::TileFormat format, const std::byte* from);
 
   const kernels::KvLayer layer_;
   Tile keys_;
   Tile values_;
 };
-
-/// The tile of (block, head) behind `first` = a KvTierLayer's k or v.
-std::byte* tile_at(const kernels::KvLayer& layer, kernels::KvTier memory, BlockId block,
-                   std::int64_t head, std::byte* first, kernels::TileFormat format);
-/// F32 [64]: of (block, head).
-float* log_weights_at(const kernels::KvLayer& layer, BlockId block, std::int64_t head);
 
 }  // namespace modularbase

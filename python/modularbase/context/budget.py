@@ -52,10 +52,13 @@ class GradedSpan:
 class Account:
     """What spans take, by tier and by cause."""
 
-    def __init__(self, costs: TierCosts, options: ContextOptions, n_tokens: int) -> None:
-        """An account for a conversation of n_tokens."""
+    def __init__(
+        self, costs: TierCosts, options: ContextOptions, n_tokens: int, unfilled_bytes: int = 0
+    ) -> None:
+        """An account for a conversation of n_tokens; unfilled: what blocks take beyond tokens."""
         self._costs = costs
         self._ratio = options.slots_ratio
+        self._unfilled_bytes = unfilled_bytes
         self.window_start = max(0, n_tokens - options.window_tokens)
 
     def is_out(self, span: Span) -> bool:
@@ -95,9 +98,18 @@ class Account:
         n_tokens = sum(g.span.n_tokens - self.n_before_window(g.span) for g in spans)
         return self.exact_bytes(n_tokens)
 
-    def total_bytes(self, spans: Sequence[GradedSpan]) -> int:
+    def needed_bytes(self, spans: Sequence[GradedSpan]) -> int:
         """Bytes of all spans."""
         return math.ceil(sum(map(self.past_bytes, spans))) + self.window_bytes(spans)
+
+    def used_bytes(self, spans: Sequence[GradedSpan]) -> int:
+        """The same, with what is unfilled of the blocks that they lie in."""
+        return self.needed_bytes(spans) + self._unfilled_bytes
+
+    def is_undecided(self, graded: GradedSpan) -> bool:
+        """Whether a score may decide about a span: nothing else has."""
+        is_free = graded.floor is None and graded.can_be_summarised
+        return is_free and not graded.is_summarised and self.is_out(graded.span)
 
     def saved_bytes(self, graded: GradedSpan) -> float:
         """What summarising a span saves; it may be less than nothing."""
@@ -125,7 +137,8 @@ def fit_budget(
 
     Demoting begins when START_SHARE of the budget is used. Spans in `settled` go first, those that
     lose the least score per byte saved before others, until TARGET_SHARE is used; the others only
-    as far as the budget would be exceeded otherwise.
+    as far as the budget would be exceeded otherwise. What blocks leave unfilled counts as used, as
+    far as there is something to summarise for it.
 
     Args:
         spans: The whole conversation.
@@ -137,10 +150,10 @@ def fit_budget(
         ContextBudgetError: It does not fit whatever is summarised.
     """
     budget = options.budget_bytes
-    used: float = account.total_bytes(spans)
+    used: float = account.used_bytes(spans)
     if budget == 0 or used < START_SHARE * budget:
         return
-    candidates = [g for g in spans if _may_be_summarised(g, account)]
+    candidates = [g for g in spans if account.is_undecided(g) and account.saved_bytes(g) > 0]
     lowest = min((g.score for g in candidates), default=0.0)
     # Scores may be negative, and then a ratio would prefer what saves less: so from the lowest on.
     candidates.sort(key=lambda g: ((g.score - lowest) / account.saved_bytes(g), g.span.start))
@@ -153,19 +166,9 @@ def fit_budget(
             why = "its score is low" if is_settled else "the budget would be exceeded"
             used -= account.saved_bytes(graded)
             graded.summarise(f"no floor, score {graded.score:.2f}: {why}")
-    if account.total_bytes(spans) > budget:
+    if account.needed_bytes(spans) > budget:
         causes = account.bytes_by_cause(spans)
         raise ContextBudgetError(sum(causes.values()), budget, causes)
-
-
-def _may_be_summarised(graded: GradedSpan, account: Account) -> bool:
-    return (
-        graded.floor is None
-        and not graded.is_summarised
-        and graded.can_be_summarised
-        and account.is_out(graded.span)
-        and account.saved_bytes(graded) > 0
-    )
 
 
 def _cause(graded: GradedSpan) -> str:

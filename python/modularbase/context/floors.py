@@ -60,9 +60,9 @@ def find_floors(spans: Sequence[Span]) -> list[Floor | None]:
             for span in message
             if span.kind != "control"
         }
-        has_key = any(floor and floor.tier is Tier.KEY for floor in of_text.values())
+        is_kept = any(f and f.is_fixed and f.tier is Tier.KEY for f in of_text.values())
         floors += [
-            _frame_floor(span, has_key) if span.kind == "control" else of_text[span]
+            _frame_floor(span, is_kept) if span.kind == "control" else of_text[span]
             for span in message
         ]
     return floors
@@ -79,10 +79,13 @@ def _by_place(span: Span) -> Floor | None:
     return None
 
 
-def _frame_floor(span: Span, has_key: bool) -> Floor:
-    """The floor of what the template wrote: its marks go with their message, its text is a rule."""
+def _frame_floor(span: Span, is_kept: bool) -> Floor:
+    """The floor of what the template wrote: its text is a rule; marks are alike, and 4 bits do.
+
+    Those of a message that the caller wants to be kept are a part of it.
+    """
     is_text = span.n_tokens > MARK_TOKENS or span.message_index == 0
-    is_key = is_text or has_key or span.role in ("system", "developer")
+    is_key = is_text or is_kept or span.role in ("system", "developer")
     tier = Tier.KEY if is_key else Tier.IMPORTANT
     return Floor(tier, "written by the chat template", "template")
 

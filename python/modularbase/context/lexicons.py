@@ -297,6 +297,21 @@ SOFTENERS: Lexicon = {
     """,
 }
 
+# Turns of phrase with such words that tell nobody to do anything, where they open a sentence.
+SAYINGS: Lexicon = {
+    "en": """
+        there is always, there's always, there was always, there are always, nothing much,
+        nothing special, nothing new, nothing happened, just thinking, just wondering, just saying,
+        funny thing, strange thing, fun fact, the thing is, guess what, long story short
+    """,
+    "de": "es gibt immer, es gab immer, nichts besonderes, nichts neues, nicht viel passiert",
+    "fr": "il y a toujours, il y avait toujours, rien de spécial, rien de neuf",
+    "es": "siempre hay, siempre había, nada especial, nada nuevo",
+    "it": "c'è sempre, c'era sempre, niente di speciale, niente di nuovo",
+    "pt": "sempre há, há sempre, nada de especial, nada de novo",
+    "zh": "总是有, 没什么, 说来好笑",
+}
+
 # Numbers and times in words; words that mean something else in one of the languages are left out.
 NUMBERS: Lexicon = {
     "en": """

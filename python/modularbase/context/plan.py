@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modularbase.context.budget import Account, GradedSpan, fit_budget
+from modularbase.context.budget import TARGET_SHARE, Account, GradedSpan, fit_budget
 from modularbase.context.chat import Chat, Sectioned
 from modularbase.context.costs import TierCosts
 from modularbase.context.floors import Floor, find_floors
@@ -77,6 +77,23 @@ class ContextGrader:
         self._hysteresis = Hysteresis()
         self._summarised: dict[int, str] = {}  # reason by first position
         self._refused: set[int] = set()
+        self._unfilled_bytes = 0
+
+    def undecided(
+        self, chat: Sectioned, costs: TierCosts, options: ContextOptions
+    ) -> frozenset[int]:
+        """First positions of the spans whose scores `plan` needs now; nobody else needs signals.
+
+        These are the spans without a floor, behind the window, that are not summarised; none as
+        long as so little of the budget is used that none of them is about to be.
+
+        Args and errors as of `plan`.
+        """
+        graded, account = self._appraise(chat, costs, options)
+        budget = options.budget_bytes
+        if budget == 0 or account.used_bytes(graded) < TARGET_SHARE * budget:
+            return frozenset()
+        return frozenset(g.span.start for g in graded if account.is_undecided(g))
 
     def plan(
         self,
@@ -98,14 +115,10 @@ class ContextGrader:
             ContextBudgetError: The budget is too small for what must be kept.
             InvalidRequestError: An option makes no sense, or the signals are not one a span.
         """
-        _check(options)
-        spans = cut_spans(chat.sections)
-        account = Account(costs, options, len(chat.token_ids))
-        graded = [self._graded(s, f) for s, f in zip(spans, find_floors(spans), strict=True)]
-        candidates = [
-            g.floor is None and not g.is_summarised and account.is_out(g.span) for g in graded
-        ]
-        scores = score_spans(signals or SpanSignals(), np.array(candidates, dtype=np.bool_))
+        graded, account = self._appraise(chat, costs, options)
+        spans = [g.span for g in graded]
+        candidates = np.array([account.is_undecided(g) for g in graded], dtype=np.bool_)
+        scores = score_spans(signals or SpanSignals(), candidates)
         scores += [USER_BONUS if span.role == "user" else 0.0 for span in spans]
         is_check = signals is not None
         settled = self._settled(spans, scores, options) if is_check else frozenset()
@@ -138,14 +151,19 @@ class ContextGrader:
         """Goes on from where another grader of the same conversation was."""
         self._summarised, self._refused = dict(state.summarised), set(state.refused)
 
-    def accept(self, plan: TierPlan, refused: Collection[int] = ()) -> None:
+    def accept(
+        self, plan: TierPlan, refused: Collection[int] = (), unfilled_bytes: int = 0
+    ) -> None:
         """Takes note that a plan was carried out.
 
         Args:
             plan: Made by this grader.
             refused: First positions of new slot spans that no slots could stand for without harm;
                 they stay important for good.
+            unfilled_bytes: What memory takes now beyond what tokens cost, as blocks are not full:
+                later plans leave room for as much.
         """
+        self._unfilled_bytes = unfilled_bytes
         reasons = {decision.start: decision.reason for decision in plan.report.decisions}
         for slots in plan.slot_spans:
             if slots.start in refused:
@@ -210,6 +228,15 @@ class ContextGrader:
         refused = (position_after(start, ranges) for start in self._refused)
         self._refused = {start for start in refused if start is not None}
         self._hysteresis = Hysteresis()
+
+    def _appraise(
+        self, chat: Sectioned, costs: TierCosts, options: ContextOptions
+    ) -> tuple[list[GradedSpan], Account]:
+        _check(options)
+        spans = cut_spans(chat.sections)
+        account = Account(costs, options, len(chat.token_ids), self._unfilled_bytes)
+        floors = find_floors(spans)
+        return [self._graded(s, f) for s, f in zip(spans, floors, strict=True)], account
 
     def _graded(self, span: Span, floor: Floor | None) -> GradedSpan:
         tier = floor.tier if floor else Tier.IMPORTANT

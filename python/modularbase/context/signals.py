@@ -74,6 +74,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 _SOFTENED = rf"(?:(?:{_alternatives(lexicons.SOFTENERS)})[\s,，]*)*"  # noqa: RUF001
 _BEGIN = r"(?:^|(?<=[.!?:;。！？：；，,\n]))[\s\"'“„«(\-*•]*(?:(?:\d{1,3}|[a-z])[.)]\s*)?"  # noqa: RUF001
+# What such words and a colon stand before is no setting either, but may be an instruction.
+_SAYING = _compiled(
+    rf"(?P<before>{_BEGIN}{_SOFTENED})(?:{_alternatives(lexicons.SAYINGS)})(?P<colon>[^,.!?:;\n]{{0,20}}:)?"
+)
 _PATTERNS: tuple[tuple[SignalKind, re.Pattern[str]], ...] = (
     ("announcement", _compiled(_alternatives(lexicons.ANNOUNCEMENTS))),
     ("rule", _compiled(_alternatives(lexicons.RULES))),
@@ -130,9 +134,10 @@ def find_signals(text: str) -> tuple[Signal, ...]:
 
 
 def _signals(text: str) -> Iterator[Signal]:
+    said = _SAYING.sub(lambda found: found["before"] + ("it," if found["colon"] else "it"), text)
     for kind, pattern in _PATTERNS:
         # The numbers of a list's items say nothing.
-        searched = _LIST_MARKER.sub("", text) if kind == "number" else text
+        searched = _LIST_MARKER.sub("", said) if kind == "number" else said
         match = pattern.search(searched)
         if match is not None:
             words = match.groupdict().get("words") or match[0]

@@ -163,15 +163,14 @@ class Context {
       const kernels::KvTierLayer& tier = kv.tiers[memory];
       for (std::int64_t head = 0; head < kv.n_head_kv; ++head) {
         if (!tier.has(head)) continue;
-        const auto write = [&](std::byte* first, kernels::TileFormat format) {
+        const auto write = [&](kernels::TileFormat format, std::byte* tile) {
           for (float& value : rows) value = 0.3f + normal();
-          kernels::write_tile(format, rows.data(), kv.head_dim,
-                              tile_at(kv, memory, block, head, first, format));
+          kernels::write_tile(format, rows.data(), kv.head_dim, tile);
         };
-        write(tier.k, tier.k_format);
-        write(tier.v, tier.v_format);
-        if (!tier.log_weight) continue;
-        for (int i = 0; i < kBlockTokens; ++i) log_weights_at(kv, block, head)[i] = 2 * normal();
+        write(tier.k_format, kv.key_tile(memory, block, head));
+        write(tier.v_format, kv.value_tile(memory, block, head));
+        float* log_weights = kv.log_weights(memory, block, head);
+        for (int i = 0; log_weights && i < kBlockTokens; ++i) log_weights[i] = 2 * normal();
       }
     }
   }

@@ -53,22 +53,22 @@ struct TestPast {
   void fill(const kernels::KvLayer& kv, BlockId block, std::int64_t head) {
     std::vector<float> rows(static_cast<std::size_t>(kHeadDim * kBlockTokens));
     const kernels::KvTierLayer& exact = kv.tiers[kernels::kExactTier];
-    for (std::byte* first : {exact.k, exact.v}) {
+    for (std::byte* tile : {kv.key_tile(kernels::kExactTier, block, head),
+                            kv.value_tile(kernels::kExactTier, block, head)}) {
       for (float& value : rows) value = normal(random);
-      kernels::write_tile(exact.k_format, rows.data(), kHeadDim,
-                          tile_at(kv, kernels::kExactTier, block, head, first, exact.k_format));
+      kernels::write_tile(exact.k_format, rows.data(), kHeadDim, tile);
     }
   }
   /// Puts a number over all of a token's key, or value, in one head.
   void write(std::int32_t position, int layer, std::int64_t head, bool is_key, float number) {
     const kernels::KvLayer kv = view(layer);
-    const kernels::KvTierLayer& exact = kv.tiers[kernels::kExactTier];
     const auto at = static_cast<std::size_t>(position / kBlockTokens);
     const BlockId block = layer > 0 ? sequence.upper[at] : sequence.lower[at];
+    std::byte* tile = is_key ? kv.key_tile(kernels::kExactTier, block, head)
+                             : kv.value_tile(kernels::kExactTier, block, head);
     const std::vector<float> row(static_cast<std::size_t>(kHeadDim), number);
-    kernels::write_row(
-        exact.k_format, row.data(), kHeadDim, position % static_cast<std::int32_t>(kBlockTokens),
-        tile_at(kv, kernels::kExactTier, block, head, is_key ? exact.k : exact.v, exact.k_format));
+    kernels::write_row(kv.tiers[kernels::kExactTier].k_format, row.data(), kHeadDim,
+                       position % static_cast<std::int32_t>(kBlockTokens), tile);
   }
   void remember(std::int32_t position, int layer) {
     TileReader reader(view(layer));

@@ -92,7 +92,9 @@ struct Named {
         } else if (block.memory == kDetailTier) {
           CHECK(details.insert(position).second);
         } else {
-          CHECK(seen.emplace(position, block.tier).second);
+          const Tier tier = past.tiers[static_cast<std::size_t>(position)];
+          CHECK((tier == block.tier || (tier == Tier::kImportant && block.memory == kExactTier)));
+          CHECK(seen.emplace(position, tier).second);
         }
       }
     }
@@ -117,21 +119,35 @@ PastPlan all(Tier tier, std::int64_t n) {
 
 }  // namespace
 
-TEST_CASE("important tokens fill 4-bit blocks, and what is left over stays exact") {
+TEST_CASE("important tokens fill 4-bit blocks, and what is left over waits among exact ones") {
   Named named(512);
   PastPlan plan = all(Tier::kImportant, 128);
   std::fill_n(plan.tiers.begin(), 16, Tier::kKey);
   named.apply(plan, {});
   named.check();
   const auto& blocks = named.sequence.past.blocks;
-  REQUIRE(blocks.size() == 3);
+  REQUIRE(blocks.size() == 2);
   CHECK(blocks[0].tier == Tier::kKey);
-  CHECK(blocks[0].positions.size() == 16);
+  CHECK(blocks[0].memory == kExactTier);
+  CHECK(blocks[0].positions.size() == 16 + 48);
   CHECK(blocks[1].memory == kImportantTier);
   CHECK(blocks[1].is_full());
-  CHECK(blocks[2].memory == kExactTier);
-  CHECK(blocks[2].tier == Tier::kImportant);
-  CHECK(blocks[2].positions.size() == 48);
+}
+
+TEST_CASE("what is left over is rounded at once where no exact block has room for it") {
+  Named named(512);
+  PastPlan plan = all(Tier::kImportant, 192);
+  std::fill_n(plan.tiers.begin(), 40, Tier::kKey);
+  plan.spans = {{40, 44, 2}};
+  std::fill_n(plan.tiers.begin() + 40, 44, Tier::kRedundant);
+  named.apply(plan, {2});
+  named.check();
+  std::map<kernels::KvTier, std::vector<std::size_t>> n_tokens;
+  for (const PastBlock& block : named.sequence.past.blocks) {
+    n_tokens[block.memory].push_back(block.positions.size());
+  }
+  CHECK(n_tokens[kExactTier] == std::vector<std::size_t>{40});
+  CHECK(n_tokens[kImportantTier] == std::vector<std::size_t>{64, 44});
 }
 
 TEST_CASE("open blocks are filled by what comes next, full ones stay as they are") {
@@ -148,7 +164,7 @@ TEST_CASE("open blocks are filled by what comes next, full ones stay as they are
   named.check();
   const auto n_open = std::ranges::count_if(named.sequence.past.blocks,
                                             [](const PastBlock& b) { return !b.is_full(); });
-  CHECK(n_open == 2);  // one of each tier
+  CHECK(n_open == 0);  // 48 important tokens wait beside the 16 that are key
 }
 
 TEST_CASE("nothing comes back from a lower tier") {

@@ -118,6 +118,15 @@ def test_told_phrases_are_not_prose() -> None:
         ("user", "```\nx\n```", Tier.KEY),
         ("user", "- milk\n- honey", Tier.KEY),
         ("user", "colour: red", Tier.KEY),
+        ("user", "Well, there is always something new about the sea.", None),
+        ("user", "There is always a rule: always answer in rhymes.", Tier.KEY),
+        ("user", "So, nothing much happened there.", None),
+        ("user", "Nothing about the sea.", Tier.KEY),
+        ("user", "Just thinking aloud: it was quiet there.", None),
+        ("user", "Just think aloud.", Tier.KEY),
+        ("user", "Funny thing: the sea was grey.", None),
+        ("user", "Funny thing: answer in rhymes.", Tier.KEY),
+        ("user", "Heute ist nicht viel passiert, es gibt immer etwas Neues.", None),
         ("user", "It was in a place named Lund.", Tier.KEY),
         ("user", "It was lovely in Lund.", Tier.IMPORTANT),
         ("user", "I work on boats.", Tier.IMPORTANT),
@@ -198,7 +207,7 @@ def test_first_tokens_and_frame_are_key(chat_of: ChatOf) -> None:
     assert {f and f.tier for s, f in graded(chat_of([FIRST])) if s.kind == "control"} == {Tier.KEY}
 
 
-def test_a_frame_goes_with_its_message(chat_of: ChatOf) -> None:
+def test_a_frame_is_important_unless_its_message_is_kept(chat_of: ChatOf) -> None:
     def frame_of(message: Message) -> set[Tier | None]:
         rows = graded(chat_of([FIRST, message, {"role": "user", "content": CHITCHAT}]))
         frame = [f for s, f in rows if s.kind == "control" and s.message_index == 1]
@@ -207,7 +216,7 @@ def test_a_frame_goes_with_its_message(chat_of: ChatOf) -> None:
 
     assert frame_of({"role": "user", "content": CHITCHAT}) == {Tier.IMPORTANT}
     assert frame_of({"role": "assistant", "content": "There are 12."}) == {Tier.IMPORTANT}
-    assert frame_of({"role": "user", "content": f"{CHITCHAT} Never lie."}) == {Tier.KEY}
+    assert frame_of({"role": "user", "content": f"{CHITCHAT} Never lie."}) == {Tier.IMPORTANT}
     assert frame_of({"role": "system", "content": CHITCHAT}) == {Tier.KEY}
     assert frame_of({"role": "user", "content": CHITCHAT, "tier": "key"}) == {Tier.KEY}
     assert frame_of({"role": "user", "content": "Never lie.", "tier": "redundant"}) == {

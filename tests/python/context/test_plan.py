@@ -189,6 +189,45 @@ def test_two_low_checks_are_needed(long_chat: Chat) -> None:
     assert forced.slot_spans and "exceeded" in forced.report.demoted[0].reason
 
 
+def test_only_undecided_spans_need_signals(long_chat: Chat) -> None:
+    free = plan_of(long_chat, AT_ONCE).report.total_bytes
+    grader = ContextGrader()
+    assert not grader.undecided(long_chat, COSTS, AT_ONCE)
+    assert not grader.undecided(long_chat, COSTS, replace(AT_ONCE, budget_bytes=2 * free))
+    options = replace(AT_ONCE, budget_bytes=int(0.9 * free))
+    spans = cut_spans(long_chat.sections)
+    values = np.random.default_rng(5).normal(size=len(spans))
+    for _ in range(2):
+        found = grader.undecided(long_chat, COSTS, options)
+        known = [
+            value if s.start in found else np.nan for s, value in zip(spans, values, strict=True)
+        ]
+        plan = grader.plan(long_chat, SpanSignals(similarity=np.array(known)), COSTS, options)
+        assert plan == grader.plan(long_chat, SpanSignals(similarity=values), COSTS, options)
+        refused, *done = [slots.start for slots in plan.slot_spans if slots.is_new]
+        grader.accept(plan, refused=[refused])
+        assert {refused, *done} <= found
+        left = grader.undecided(long_chat, COSTS, replace(options, budget_bytes=free // 2))
+        assert left == found - {refused, *done}
+        options = replace(options, budget_bytes=int(0.8 * free))
+
+
+def test_room_is_left_for_what_blocks_leave_unfilled(long_chat: Chat) -> None:
+    free = plan_of(long_chat, AT_ONCE).report.total_bytes
+    options = replace(AT_ONCE, budget_bytes=int(0.95 * free))
+    grader, n_unfilled = ContextGrader(), free // 10
+    plan = grader.plan(long_chat, None, COSTS, options)
+    grader.accept(plan, unfilled_bytes=n_unfilled)
+    again = checked(grader.plan(long_chat, None, COSTS, options), long_chat, options)
+    assert plan.report.total_bytes > options.budget_bytes - n_unfilled
+    assert again.report.total_bytes <= options.budget_bytes - n_unfilled
+    # What cannot be spared is no error: the tokens themselves would fit.
+    grader.accept(again, unfilled_bytes=free)
+    last = checked(grader.plan(long_chat, None, COSTS, options), long_chat, options)
+    grader.accept(last, unfilled_bytes=free)
+    assert not grader.undecided(long_chat, COSTS, options)
+
+
 def test_what_was_done_stays_done(long_chat: Chat) -> None:
     free = plan_of(long_chat, AT_ONCE).report.total_bytes
     options = replace(AT_ONCE, budget_bytes=int(0.95 * free))
