@@ -12,7 +12,14 @@ PROMPT ?= How do I read a CSV file in Python?
 FUZZ_SECONDS ?= 60
 ARGS ?=
 
-export PYTHON PROMPT
+# One name for the compiler, pip's build and the presets': ccache tells c++ and g++ apart.
+ifeq ($(origin CC),default)
+CC := cc
+endif
+ifeq ($(origin CXX),default)
+CXX := c++
+endif
+export PYTHON PROMPT CC CXX
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONPATH PYTHONHOME
 

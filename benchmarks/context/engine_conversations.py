@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from benchmarks.context.chat_tokens import WrittenTurns
-from benchmarks.context.engine_systems import last_logits, total_bytes
+from benchmarks.context.engine_systems import DetailHeads, last_logits, total_bytes
 from modularbase import Engine
 from modularbase.context.plan import ContextGrader
 from modularbase.context_types import ContextOptions
@@ -29,21 +29,33 @@ class TalkKeeping:
         options: Without the budget; None: the engine has no tiers.
         ratio: The part of its bytes in F16 that is its budget, or the least that its floors allow;
             0: it has none.
+        kv: Of the engine.
+        detail_heads: Of the engine; None takes the catalogue's.
     """
 
     name: str
     options: ContextOptions | None = None
     ratio: float = 0
+    kv: KvKind = "tiered"
+    detail_heads: DetailHeads | None = None
 
 
-TALK_KEEPINGS: Mapping[KvKind, Sequence[TalkKeeping]] = {
-    "f16": [TalkKeeping("ours, F16")],
-    "tiered": [
-        TalkKeeping("ours, budget of a fifth", ContextOptions(), 5),
-        TalkKeeping("ours, least budget, 32:1", ContextOptions(slots_ratio=32), 10),
-    ],
-}
-"""By kind of cache; exact first."""
+# Of SmolLM2-135M's, those that gain most when they are the only ones.
+TEN_HEADS: DetailHeads = (
+    (7, 2), (8, 0), (14, 0), (14, 1), (17, 1), (18, 2), (20, 1), (20, 2), (23, 0), (23, 2),
+)  # fmt: skip
+
+TALK_KEEPINGS = (
+    TalkKeeping("ours, F16", kv="f16"),
+    TalkKeeping("ours, budget of a quarter", ContextOptions(), 4),
+    TalkKeeping(
+        "ours, least budget, 32:1, ten detail heads",
+        ContextOptions(slots_ratio=32),
+        10,
+        detail_heads=TEN_HEADS,
+    ),
+)
+"""Exact first."""
 
 
 class CountingTalk:

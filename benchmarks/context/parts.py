@@ -63,10 +63,14 @@ class Bench:
         self.model = TorchModel(base, n_threads=n_threads)
         self.exact: ContextSystem = MethodSystem(self.model, Exact())
         self.systems = settings.systems(self.model)
-        self.writer = ChatWriter(read_metadata(base))
+        metadata = read_metadata(base)
+        self.writer = ChatWriter(metadata)
+        self._n_layer = int(str(metadata[f"{metadata['general.architecture']}.block_count"]))
 
     def engine(self, kv: KvKind, detail_heads: DetailHeads | None) -> Engine:
-        """An engine of ours."""
+        """An engine of ours; heads of layers that the base lacks are left out."""
+        if detail_heads is not None:
+            detail_heads = tuple(head for head in detail_heads if head[0] < self._n_layer)
         return load_engine(self.base, kv, detail_heads, self.n_threads)
 
 
@@ -147,9 +151,10 @@ def _talked(bench: Bench, scripts: Sequence[Dialogue], n_probes: int) -> Iterato
     head = read_head(bench.base)
     with ExitStack() as engines:
         ours = [
-            ConversationSystem(engines.enter_context(bench.engine(kv, None)), head, keeping)
-            for kv, keepings in TALK_KEEPINGS.items()
-            for keeping in keepings
+            ConversationSystem(
+                engines.enter_context(bench.engine(keeping.kv, keeping.detail_heads)), head, keeping
+            )
+            for keeping in TALK_KEEPINGS
         ]
         yield from _held(bench, ours, scripts, n_probes)
 

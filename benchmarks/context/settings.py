@@ -49,8 +49,8 @@ class Settings:
 
     n_documents: int = 20
     n_prefix: int = 2048
-    n_choosing: int = 3
-    n_choosing_prefix: int = 2048
+    n_choosing: int = 2
+    n_choosing_prefix: int = 1024
     n_read: int = 256
     ratios: Sequence[float] = (2, 4, 8)
     n_sentences: int = 150

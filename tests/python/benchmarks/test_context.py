@@ -247,9 +247,9 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     assert 0 < kl["Q8_0"] < kl["Q4_0"] < kl["window + sinks, 4x"]
     both = (*found["dialogues"]["values"], *found["baselines"]["values"])
     held = {row["system"]: row for row in both}
-    assert {*rows, "F16", "ours, F16", "ours, budget of a fifth"} <= set(held)
+    assert {*rows, "F16", "ours, F16", "ours, budget of a quarter"} <= set(held)
     assert held["ours, F16"]["kl"] == 0 == held["F16"]["kl"]
-    assert held["ours, F16"]["n_bytes"] > held["ours, budget of a fifth"]["n_bytes"]
+    assert held["ours, F16"]["n_bytes"] > held["ours, budget of a quarter"]["n_bytes"]
     assert len(held["ours, F16"]["answers"]) == 2 and len(held["Q8_0"]["answers"]) == 1
     # What the base says itself, whoever computes it.
     assert held["ours, F16"]["answers"][0]["text"] == held["F16"]["answers"][0]["text"] != ""
