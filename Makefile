@@ -85,7 +85,7 @@ test-cpp: .venv/.python
 	ctest --preset release
 
 test-python: .venv/.test .venv/.llama-cpp-python
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # Not part of `test`: it needs an NVIDIA GPU and nvcc, and leaves a package that computes there.
 test-cuda: .venv/.test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,9 +17,10 @@ from modularbase.bases import install
 if TYPE_CHECKING:
     from tests.tools.tiny_models import TinyModel
 
+os.environ.pop("COLUMNS", None)  # from xdist: the command line would keep to it for good
 _ROOT = Path(__file__).resolve().parents[1]
 _CACHE = _ROOT / ".cache" / "test-models"
-_LLAMA_CPP = _ROOT / ".cache" / "llama_cpp_models"
+_LLAMA_CPP = _ROOT / ".cache" / "llama_cpp" / "models"
 
 
 class TinyModelFactory(Protocol):
@@ -72,14 +74,16 @@ def llama_cpp_models_dir() -> Path:
     local = os.environ.get("MODULARBASE_LLAMA_CPP_DIR")
     if local:
         return Path(local) / "models"
-    if not (_LLAMA_CPP / "complete").exists():
+    if not _LLAMA_CPP.is_dir():
         _extract_models(_LLAMA_CPP)
     return _LLAMA_CPP
 
 
 def _extract_models(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    archive = folder.parent / "llama_cpp_python.tar.gz"
+    """All or nothing, as others may be at it."""
+    archive = folder.with_name(f"llama_cpp_python.{os.getpid()}.tar.gz")
+    made = folder.with_name(f"{folder.name}.{os.getpid()}")
+    made.mkdir(parents=True)
     fetch = [sys.executable, str(_ROOT / "tools" / "fetch_ggml.py"), "--archive", str(archive)]
     subprocess.run(fetch, check=True)
     with tarfile.open(archive) as tar:
@@ -88,8 +92,13 @@ def _extract_models(folder: Path) -> None:
             wanted = inside.startswith(("ggml-vocab-", "templates/")) and member.isfile()
             data = tar.extractfile(member) if wanted else None
             if data is not None:
-                target = folder / inside
+                target = made / inside
                 target.parent.mkdir(exist_ok=True)
                 target.write_bytes(data.read())
     archive.unlink()  # the script keeps it in the user's cache
-    (folder / "complete").touch()
+    try:
+        made.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(made)
+        if not folder.is_dir():
+            raise

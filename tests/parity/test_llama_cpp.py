@@ -80,7 +80,7 @@ def test_tiny_distribution_of_the_next_token(family: str, tiny_model: TinyModelF
 @pytest.mark.parametrize("dtype", ["f16", "q4_1"])
 def test_perplexity_of_the_default_base(dtype: str, smollm2: Path, smollm2_f16: Path) -> None:
     path = smollm2_f16 if dtype == "f16" else smollm2
-    with LlamaCpp(path, n_ctx=1024, n_threads=2) as peer, Engine.load(path, dtype="keep") as engine:
+    with LlamaCpp(path, n_ctx=1024) as peer, Engine.load(path, dtype="keep", n_threads=1) as engine:
         ids = engine.tokenizer.encode(TEXT)[:N_SCORED]
         assert len(ids) == N_SCORED
         score = engine.score(ids)
@@ -91,8 +91,8 @@ def test_perplexity_of_the_default_base(dtype: str, smollm2: Path, smollm2_f16: 
 def test_greedy_continuations_of_the_default_base(smollm2_f16: Path) -> None:
     n_clear = 0
     with (
-        LlamaCpp(smollm2_f16, n_threads=2) as peer,
-        Engine.load(smollm2_f16, dtype="keep") as engine,
+        LlamaCpp(smollm2_f16) as peer,
+        Engine.load(smollm2_f16, dtype="keep", n_threads=1) as engine,
     ):
         handles = [
             engine.submit(prompt, max_tokens=64, temperature=0, ignore_eos=True)

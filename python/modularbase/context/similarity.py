@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -64,6 +65,7 @@ def _rarity(terms: Sequence[frozenset[str]]) -> dict[str, float]:
     return {term: math.log(n_spans / n) for term, n in n_with.items()}
 
 
+@lru_cache(maxsize=4096)  # a turn asks of all spans twice
 def _terms(text: str) -> frozenset[str]:
     terms: set[str] = set()
     for word in _WORD.findall(text.casefold()):
