@@ -20,7 +20,7 @@ from modularbase.context.spans import cut_spans
 from modularbase.context.surprise import Surprises
 from modularbase.context_types import ContextOptions, ContextReport
 from modularbase.conversation_file import Header, Kept, read_conversation, write_conversation
-from modularbase.conversation_host import Host, Turn, kept_report, unfilled_bytes
+from modularbase.conversation_host import Host, Turn, carry_out, kept_report
 from modularbase.conversation_signals import span_signals
 from modularbase.errors import CancelledError, ConversationFileError, InvalidRequestError
 from modularbase.generation import Generation
@@ -327,14 +327,7 @@ class Conversation:
             signals = span_signals(host, self._open_id(), spans, undecided, self._surprises)
         plan = self._graded(signals)
         n_past = max(0, len(chat.token_ids) - options.window_tokens)
-        done = self._runtime.compact(
-            self._open_id(), plan.tiers[:n_past], plan.new_slots, options.max_fit_error
-        )
-        if done.outcome.name == "done":
-            refused = {start for start, _, _ in done.refused}
-            state = self._runtime.context_state(self._open_id())
-            n_unfilled = unfilled_bytes(state, host.costs, options.window_tokens)
-            self._grader.accept(plan, refused, n_unfilled)
+        carry_out(self._runtime, self._open_id(), plan, self._grader, host.costs, options, n_past)
 
 
 def _messages(content: str | Message | Sequence[Message]) -> list[Message]:

@@ -11,8 +11,8 @@ from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.identity import BaseIdentity
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.costs import TierCosts
-from modularbase.context.plan import TIER_CODES
-from modularbase.context_types import ContextReport, Tier
+from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
+from modularbase.context_types import ContextOptions, ContextReport, Tier
 from modularbase.conversation_file import Layout
 from modularbase.generation import Generation
 from modularbase.types import Packs, SamplingParams
@@ -161,7 +161,30 @@ def kept_report(planned: ContextReport, state: State) -> ContextReport:
     )
 
 
-def unfilled_bytes(state: State, costs: TierCosts, window_tokens: int) -> int:
+def carry_out(
+    runtime: Runtime,
+    conversation: int,
+    plan: TierPlan,
+    grader: ContextGrader,
+    costs: TierCosts,
+    options: ContextOptions,
+    n_past: int,
+) -> bool:
+    """Compacts a conversation's first n_past tokens by a plan; the grader takes note.
+
+    Returns:
+        Whether it was done; else nothing has changed.
+    """
+    done = runtime.compact(conversation, plan.tiers[:n_past], plan.new_slots, options.max_fit_error)
+    if done.outcome.name != "done":
+        return False
+    refused = {start for start, _, _ in done.refused}
+    state = runtime.context_state(conversation)
+    grader.accept(plan, refused, _unfilled_bytes(state, costs, options.window_tokens))
+    return True
+
+
+def _unfilled_bytes(state: State, costs: TierCosts, window_tokens: int) -> int:
     """What a conversation takes beyond what its tokens cost, since blocks are seldom full.
 
     What lies behind the window though no tier has it yet counts as important.

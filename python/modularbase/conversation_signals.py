@@ -34,19 +34,18 @@ def span_signals(
         host: The engine.
         conversation: Which one it is.
         spans: Of `cut_spans`.
-        undecided: First positions of those to look at, all before the window.
+        undecided: First positions of those to look at, at least one, all before the window.
         surprises: Of its tokens.
     """
     n_layer = host.layout.n_layer
     layers = range(n_layer // 2 % _LAYER_STEP, n_layer, _LAYER_STEP)
-    is_looked_at = np.array([span.start in undecided for span in spans], dtype=np.bool_)
-    places = [(span.start, span.n_tokens) for span in spans if span.start in undecided]
+    chosen = [i for i, span in enumerate(spans) if span.start in undecided]
+    places = [(spans[i].start, spans[i].n_tokens) for i in chosen]
 
     def seen(look: Look) -> Scores:
         attention: Scores = np.full(len(spans), np.nan)
-        if places:
-            looks = [look(conversation, places, layer) for layer in layers]
-            attention[is_looked_at] = np.mean(looks, axis=0)
+        looks = [look(conversation, places, layer) for layer in layers]
+        attention[chosen] = np.mean(looks, axis=0)
         return attention
 
     return SpanSignals(

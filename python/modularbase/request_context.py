@@ -17,7 +17,7 @@ from modularbase.context.scores import SpanSignals
 from modularbase.context.similarity import similarity_to_newest
 from modularbase.context.spans import cut_spans
 from modularbase.context_types import ContextOptions, ContextReport, Tier
-from modularbase.conversation_host import Runtime, kept_report, unfilled_bytes
+from modularbase.conversation_host import Runtime, carry_out, kept_report
 from modularbase.errors import CancelledError, ContextBudgetError
 from modularbase.generation import Ticket
 
@@ -125,18 +125,10 @@ class PromptPlan:
         # The last token is computed again: its output is the answer's first token.
         n_past = max(0, len(self.tiers) - max(1, self._options.window_tokens))
         while self.has_new_slots:
-            done = runtime.compact(
-                conversation,
-                self.tiers[:n_past],
-                self._plan.new_slots,
-                self._options.max_fit_error,
-            )
-            if done.outcome.name != "done":
+            if not carry_out(
+                runtime, conversation, self._plan, self._grader, self._costs, self._options, n_past
+            ):
                 return
-            refused = {start for start, _, _ in done.refused}
-            state = runtime.context_state(conversation)
-            n_unfilled = unfilled_bytes(state, self._costs, self._options.window_tokens)
-            self._grader.accept(self._plan, refused, n_unfilled)
             self._plan = self._graded_again()
             self._demoted |= {decision.start for decision in self._plan.report.demoted}
 

@@ -25,8 +25,6 @@ struct PastBlock {
   BlockId upper = kNoBlock;             // none when there is one group
   std::uint64_t visible = 0;            // bit i: token or slot i counts
   std::vector<std::int32_t> positions;  // of its tokens; of slots, where their span starts
-
-  bool is_full() const { return positions.size() == kernels::kBlockTokens && ~visible == 0; }
 };
 
 /// Consecutive redundant tokens that share slots.

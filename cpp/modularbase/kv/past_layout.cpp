@@ -35,12 +35,11 @@ bool holds_tokens(const PastBlock& block) {
   return block.memory == kernels::kExactTier || block.memory == kernels::kImportantTier;
 }
 
-// Whether a block's tokens are rather put into a new one, where there are others like them.
-bool is_open(const PastBlock& block) {
-  const int n_tokens = std::popcount(block.visible);
+// Whether what is seen of a block is rather put into a new one, where there are others like it.
+bool is_open(const PastBlock& block, std::uint64_t visible) {
   const bool is_rounded =
       block.memory == kernels::kImportantTier || block.memory == kernels::kDetailTier;
-  return is_rounded ? n_tokens < kFewTokens : !block.is_full();
+  return std::popcount(visible) < (is_rounded ? kFewTokens : kBlockTokens);
 }
 
 /// Gathers what each tier's new blocks are made of.
@@ -161,16 +160,16 @@ class Arrangement {
   }
 
   void keep_or_reopen(const PastBlock& block) {
-    PastBlock kept = block;
-    kept.visible = staying(block);
-    if (kept.visible == 0) return;
+    const std::uint64_t visible = staying(block);
+    if (visible == 0) return;
     auto& sources = list(block.memory);
-    if (!moves() && (sources.empty() || !is_open(kept))) {
-      result_.kept.push_back(std::move(kept));
+    if (!moves() && (sources.empty() || !is_open(block, visible))) {
+      result_.kept.push_back(block);
+      result_.kept.back().visible = visible;
       return;
     }
     for (std::size_t i = 0; i < block.positions.size(); ++i) {
-      if (kept.visible & bit(i)) sources.push_back(source_in(block, i));
+      if (visible & bit(i)) sources.push_back(source_in(block, i));
     }
   }
 
@@ -202,10 +201,9 @@ class Arrangement {
   std::ptrdiff_t exact_room() const {
     std::ptrdiff_t n = std::ssize(exact_);
     for (const PastBlock& block : sequence_.past.blocks) {
-      PastBlock kept = block;
-      kept.visible = staying(block);
-      const bool is_exact = block.memory == kernels::kExactTier;
-      if (is_exact && (moves() || is_open(kept))) n += std::popcount(kept.visible);
+      if (block.memory != kernels::kExactTier) continue;
+      const std::uint64_t visible = staying(block);
+      if (moves() || is_open(block, visible)) n += std::popcount(visible);
     }
     return (kBlockTokens - n % kBlockTokens) % kBlockTokens;
   }
