@@ -50,8 +50,8 @@ TALK_KEEPINGS = (
     TalkKeeping("ours, F16", kv="f16"),
     TalkKeeping("ours, budget of a quarter", ContextOptions(), 4),
     TalkKeeping(
-        "ours, least budget, 32:1, ten detail heads",
-        ContextOptions(slots_ratio=32),
+        "ours, least budget, 24:1, ten detail heads",
+        ContextOptions(slots_ratio=24),
         10,
         detail_heads=TEN_HEADS,
     ),

@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any
 
 from modularbase.context.chat import Chat
+from modularbase.context.floors import spans_of
 from modularbase.context.forgetting import ranges_of, spans_to_forget
 from modularbase.context.plan import ContextGrader, TierPlan
 from modularbase.context.scores import SpanSignals
 from modularbase.context.similarity import similarity_to_newest
-from modularbase.context.spans import cut_spans
 from modularbase.context.surprise import Surprises
 from modularbase.context_types import ContextOptions, ContextReport
 from modularbase.conversation_file import Header, Kept, read_conversation, write_conversation
@@ -298,7 +298,7 @@ class Conversation:
         if self._options:
             tiers = self._graded(None).tiers
         if self._options and self._grader.summarised:
-            similarity = similarity_to_newest(cut_spans(self._chat.sections))
+            similarity = similarity_to_newest(spans_of(self._chat.sections))
             found = self._grader.spans_to_rehydrate(self._chat, similarity, self._options)
             rehydrate = [span.start for span in found]
         return Turn(self._chat.token_ids, tiers, rehydrate, self._open_id(), params, self._packs)
@@ -309,7 +309,7 @@ class Conversation:
         self._grader.still_summarised(summarised)
         self._n_rehydrated = sum(
             span.n_tokens
-            for span in cut_spans(self._chat.sections)
+            for span in spans_of(self._chat.sections)
             if span.start in turn.rehydrate and span.start not in summarised
         )
 
@@ -323,7 +323,7 @@ class Conversation:
         undecided = self._grader.undecided(chat, host.costs, options)
         signals = None
         if undecided:
-            spans = cut_spans(chat.sections)
+            spans = spans_of(chat.sections)
             signals = span_signals(host, self._open_id(), spans, undecided, self._surprises)
         plan = self._graded(signals)
         n_past = max(0, len(chat.token_ids) - options.window_tokens)

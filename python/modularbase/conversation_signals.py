@@ -33,14 +33,15 @@ def span_signals(
     Args:
         host: The engine.
         conversation: Which one it is.
-        spans: Of `cut_spans`.
+        spans: Of `spans_of`.
         undecided: First positions of those to look at, at least one, all before the window.
         surprises: Of its tokens.
     """
     n_layer = host.layout.n_layer
     layers = range(n_layer // 2 % _LAYER_STEP, n_layer, _LAYER_STEP)
     chosen = [i for i, span in enumerate(spans) if span.start in undecided]
-    places = [(spans[i].start, spans[i].n_tokens) for i in chosen]
+    # Marks draw much attention, whatever they open.
+    places = [(spans[i].said.start, spans[i].said.n_tokens) for i in chosen]
 
     def seen(look: Look) -> Scores:
         attention: Scores = np.full(len(spans), np.nan)

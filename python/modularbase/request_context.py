@@ -12,10 +12,10 @@ from typing import Any
 
 from modularbase.context.chat import Sectioned
 from modularbase.context.costs import TierCosts
+from modularbase.context.floors import spans_of
 from modularbase.context.plan import ContextGrader, TierPlan
 from modularbase.context.scores import SpanSignals
 from modularbase.context.similarity import similarity_to_newest
-from modularbase.context.spans import cut_spans
 from modularbase.context_types import ContextOptions, ContextReport, Tier
 from modularbase.conversation_host import Runtime, carry_out, kept_report
 from modularbase.errors import CancelledError, ContextBudgetError
@@ -94,7 +94,7 @@ class PromptPlan:
     def __init__(self, costs: TierCosts, prompt: Sectioned, options: ContextOptions) -> None:
         """Grades the prompt; errors as of `ContextGrader.plan`."""
         self._costs, self._prompt, self._options = costs, prompt, options
-        self._similarity = similarity_to_newest(cut_spans(prompt.sections))
+        self._similarity = similarity_to_newest(spans_of(prompt.sections))
         self._grader = ContextGrader()
         self._plan = self._graded(options)
         self._demoted = {decision.start for decision in self._plan.report.demoted}

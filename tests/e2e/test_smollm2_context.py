@@ -11,8 +11,8 @@ from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.chat import Chat
 from modularbase.context.costs import TierCosts
+from modularbase.context.floors import spans_of
 from modularbase.context.plan import ContextGrader
-from modularbase.context.spans import cut_spans
 from modularbase.context_types import ContextOptions, Tier
 from modularbase.gguf_file import read_metadata
 from tests.tools.labelled_dialogues import LabelledDialogue, make_dialogue
@@ -76,7 +76,7 @@ def test_turn_by_turn_is_as_at_once(tokenizer: Tokenizer, metadata: dict[str, ob
     for turn in range(5):
         chat.add_messages([{"role": "user", "content": f"Never say {turn}. How are you?"}])
         chat.add_generated([*tokenizer.encode_plain("I am fine, thank you so much."), 2])
-        spans = cut_spans(chat.sections)
+        spans = spans_of(chat.sections)
         assert spans[: len(before)] == before
         before = spans
     rendered = template.render_history(chat.messages)

@@ -100,7 +100,7 @@ def test_what_the_newest_message_resembles_is_read_again(load: LoadEngine, atten
             report = talk.chat(f"{word} " * 24, **GREEDY).context
             assert report is not None and report.rehydrated_tokens == 0
         assert report is not None
-        (told,) = [d for d in report.decisions if d.text.strip() == wanted]
+        (told,) = [d for d in report.decisions if wanted in d.text]
         assert told.tier is Tier.REDUNDANT
         report = talk.chat(wanted + "?", **GREEDY | {"max_tokens": 1}).context
         assert report is not None and report.rehydrated_tokens == told.n_tokens

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from modularbase import Engine, EngineOptions, _core
+from modularbase.context.floors import spans_of
 from modularbase.context.plan import TIER_CODES
-from modularbase.context.spans import cut_spans
 from modularbase.context_types import ContextOptions, Tier
 from modularbase.conversation import Conversation
 from modularbase.conversation_host import Turn
@@ -164,7 +164,7 @@ class Dialogue:
     def _compact(self) -> None:
         """A plan that no grader would make, of the conversation's own spans: others cannot go."""
         tiers, slots = bytearray(), []
-        for span in cut_spans(self.talk._chat.sections):
+        for span in spans_of(self.talk._chat.sections):
             code = self.draw.randrange(3)
             if code == TIER_CODES[Tier.REDUNDANT] and self.draw.random() < 0.9:
                 slots.append((span.start, span.n_tokens, self.draw.randint(0, span.n_tokens)))

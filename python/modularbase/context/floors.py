@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Literal, TypeAlias
 
+from modularbase.context.chat import Section
 from modularbase.context.signals import TOLD, WEAK, Signal, find_signals
-from modularbase.context.spans import Span
+from modularbase.context.spans import MERGED_TOKENS, Span, cut_spans
 from modularbase.context_types import Tier
 
 Cause: TypeAlias = Literal[
@@ -44,11 +46,47 @@ class Floor:
     is_fixed: bool = False
 
 
+FlooredSpans: TypeAlias = Sequence[tuple[Span, Floor | None]]
+
+
+@lru_cache(maxsize=16)  # a turn asks several times
+def floored_spans(sections: tuple[Section, ...]) -> FlooredSpans:
+    """The spans of a conversation, in order; None is the floor where a score may decide.
+
+    Neighbours in a message that have none are one span as long as they are short together, with the
+    marks around them: slots for the whole say more than as many, each for a sentence or a mark.
+    """
+    spans = cut_spans(sections)
+    found = list[tuple[Span, Floor | None]]()
+    for span, floor in zip(spans, find_floors(spans), strict=True):
+        if found and _belong(found[-1], (span, floor)):
+            found[-1] = (found[-1][0].joined(span), None)
+        else:
+            found.append((span, floor))
+    return tuple(found)
+
+
+def spans_of(sections: tuple[Section, ...]) -> tuple[Span, ...]:
+    """The same spans alone."""
+    return tuple(span for span, _ in floored_spans(sections))
+
+
+def _belong(*neighbours: tuple[Span, Floor | None]) -> bool:
+    (first, _), (second, _) = neighbours
+    n_said = [span.said.n_tokens for span, floor in neighbours if floor is None]
+    are_free = all(
+        floor is None or (span.kind == "control" and floor.tier is Tier.IMPORTANT)
+        for span, floor in neighbours
+    )
+    is_one_message = first.message_index == second.message_index
+    return is_one_message and are_free and bool(n_said) and sum(n_said) <= MERGED_TOKENS
+
+
 def find_floors(spans: Sequence[Span]) -> list[Floor | None]:
     """The floor of each span; None where its score may decide.
 
     Args:
-        spans: A whole conversation, in order.
+        spans: Of `cut_spans`: a whole conversation, in order.
     """
     floors: list[Floor | None] = []
     for _, group in groupby(spans, lambda span: span.message_index):

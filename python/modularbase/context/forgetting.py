@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
 from typing import TypeAlias
 
 from modularbase.context.chat import Chat
-from modularbase.context.floors import Floor, find_floors
-from modularbase.context.spans import Span, cut_spans
+from modularbase.context.floors import Floor, FlooredSpans, floored_spans
+from modularbase.context.spans import Span
 from modularbase.context_types import Tier
 
 TokenRanges: TypeAlias = Sequence[tuple[int, int]]  # first position, how many; in order
@@ -29,21 +30,16 @@ def spans_to_forget(chat: Chat, summarised: Collection[int], n_tokens: int) -> l
     Returns:
         In order; fewer tokens where there are no more.
     """
-    spans = cut_spans(chat.sections)
-    floors = find_floors(spans)
+    floored = floored_spans(chat.sections)
     first_kept = len(chat.messages) - _LAST_MESSAGES
-    candidates = [
-        (_rank(span, floor, summarised), span)
-        for span, floor in zip(spans, floors, strict=True)
-        if span.message_index < first_kept and _may_go(span, floor)
-    ]
     chosen: set[int] = set()
     n_left = n_tokens
-    for _, span in sorted(candidates, key=lambda pair: (pair[0], pair[1].start)):
+    for unit in _in_order(floored, summarised, first_kept):
         if n_left <= 0:
             break
-        chosen.add(span.start)
-        n_left -= span.n_tokens
+        chosen.update(span.start for span in unit)
+        n_left -= sum(span.n_tokens for span in unit)
+    spans = [span for span, _ in floored]
     frames = _empty_frames(spans, chosen, first_kept)
     return [span for span in spans if span.start in chosen or span.start in frames]
 
@@ -70,8 +66,26 @@ def position_after(position: int, ranges: TokenRanges) -> int | None:
     return position - n_before
 
 
-def _may_go(span: Span, floor: Floor | None) -> bool:
-    return span.kind != "control" and (floor is None or floor.tier is not Tier.KEY)
+def _in_order(
+    floored: FlooredSpans, summarised: Collection[int], first_kept: int
+) -> Iterator[Sequence[Span]]:
+    """What may go, span by span or together, that first that matters least."""
+    order: list[tuple[tuple[int, int], Sequence[Span]]] = []
+    for message_index, group in groupby(floored, lambda pair: pair[0].message_index):
+        said = [(span, floor) for span, floor in group if span.kind != "control"]
+        ranks = {
+            span: (_rank(span, floor, summarised), span.start)
+            for span, floor in said
+            if floor is None or floor.tier is not Tier.KEY
+        }
+        if message_index >= first_kept or not ranks:
+            continue
+        order += [(rank, [span]) for span, rank in ranks.items() if not span.core]
+        # Marks tell whose the rest of a message is: they go behind it, or not at all.
+        marked = [span for span in ranks if span.core]
+        if marked and len(ranks) == len(said):
+            order.append((max(ranks.values()), marked))
+    return (unit for _, unit in sorted(order, key=lambda pair: pair[0]))
 
 
 def _rank(span: Span, floor: Floor | None, summarised: Collection[int]) -> int:

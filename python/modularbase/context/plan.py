@@ -12,11 +12,11 @@ import numpy as np
 from modularbase.context.budget import TARGET_SHARE, Account, GradedSpan, fit_budget
 from modularbase.context.chat import Chat, Sectioned
 from modularbase.context.costs import TierCosts
-from modularbase.context.floors import Floor, find_floors
+from modularbase.context.floors import Floor, floored_spans, spans_of
 from modularbase.context.forgetting import TokenRanges, position_after
 from modularbase.context.hysteresis import Hysteresis
 from modularbase.context.scores import USER_BONUS, Scores, SpanSignals, score_spans
-from modularbase.context.spans import Span, cut_spans
+from modularbase.context.spans import Span
 from modularbase.context_types import ContextOptions, ContextReport, Tier, TierDecision
 from modularbase.errors import InvalidRequestError
 
@@ -106,7 +106,7 @@ class ContextGrader:
 
         Args:
             chat: The conversation, or a prompt alone.
-            signals: What the model shows of its spans (`cut_spans`), or None: then this is not one
+            signals: What the model shows of its spans (`spans_of`), or None: then this is not one
                 of the checks in a row that a span's score must be low in.
             costs: What tokens take.
             options: Budget, window and thresholds.
@@ -178,7 +178,7 @@ class ContextGrader:
 
         Args:
             chat: The conversation.
-            similarity: Cosine of each span (`cut_spans`) to the newest message; NaN is unknown.
+            similarity: Cosine of each span (`spans_of`) to the newest message; NaN is unknown.
             options: How similar they must be, and how many tokens they may have together.
 
         Returns:
@@ -187,7 +187,7 @@ class ContextGrader:
         Raises:
             InvalidRequestError: There are not as many similarities as spans.
         """
-        spans = cut_spans(chat.sections)
+        spans = spans_of(chat.sections)
         if np.shape(similarity) != (len(spans),):
             expected = f"one value for each of {len(spans)} spans"
             raise InvalidRequestError("similarity", expected, str(np.shape(similarity)))
@@ -233,10 +233,8 @@ class ContextGrader:
         self, chat: Sectioned, costs: TierCosts, options: ContextOptions
     ) -> tuple[list[GradedSpan], Account]:
         _check(options)
-        spans = cut_spans(chat.sections)
         account = Account(costs, options, len(chat.token_ids), self._unfilled_bytes)
-        floors = find_floors(spans)
-        return [self._graded(s, f) for s, f in zip(spans, floors, strict=True)], account
+        return [self._graded(s, f) for s, f in floored_spans(chat.sections)], account
 
     def _graded(self, span: Span, floor: Floor | None) -> GradedSpan:
         tier = floor.tier if floor else Tier.IMPORTANT

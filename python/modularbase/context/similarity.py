@@ -28,7 +28,7 @@ def similarity_to_newest(spans: Sequence[Span]) -> Scores:
     letters count.
 
     Args:
-        spans: Of `cut_spans`: the whole conversation.
+        spans: Of `spans_of`: the whole conversation.
 
     Returns:
         0 to 1; spans of the newest message and of later ones have 1. All 0 where there is no
@@ -37,7 +37,7 @@ def similarity_to_newest(spans: Sequence[Span]) -> Scores:
     newest = max((s.message_index for s in spans if s.role == "user" and _is_said(s)), default=None)
     if newest is None:
         return np.zeros(len(spans))
-    terms = [_terms(span.text) if _is_said(span) else frozenset[str]() for span in spans]
+    terms = [_terms(span.said.text) if _is_said(span) else frozenset[str]() for span in spans]
     rarity = _rarity(terms)
     asked = frozenset[str]().union(
         *(found for s, found in zip(spans, terms, strict=True) if s.message_index == newest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
@@ -16,7 +16,7 @@ SpanKind: TypeAlias = Literal["control", "prose", "code", "list item"]
 Piece: TypeAlias = tuple[int, int, SpanKind]  # the tokens [begin, end) of a section
 
 _MIN_TOKENS = 16  # a shorter piece joins its neighbour, as far as
-_MERGED_TOKENS = 64  # they stay short together: a rule must not drown in what surrounds it
+MERGED_TOKENS = 64  # they stay short together: a rule must not drown in what surrounds it
 _MAX_TOKENS = 256
 _CACHED_SECTIONS = 1024
 
@@ -34,6 +34,7 @@ class Span:
         text: What they say.
         tier: What the caller said of the message, or None.
         is_part: Whether it is cut out of a sentence that is too long for a span.
+        core: What is said between marks of the template that it begins or ends with; None: all.
     """
 
     start: int
@@ -44,11 +45,29 @@ class Span:
     text: str
     tier: Tier | None
     is_part: bool = False
+    core: Span | None = None
 
     @property
     def end(self) -> int:
         """Position behind the last token."""
         return self.start + self.n_tokens
+
+    @property
+    def said(self) -> Span:
+        """The span without such marks."""
+        return self.core or self
+
+    def joined(self, other: Span) -> Span:
+        """The two as one: its neighbour, of the same message."""
+        said = [span.said for span in (self, other) if span.kind != "control"]
+        core = said[0] if len(said) == 1 else _concatenated(*said)
+        whole = replace(_concatenated(self, other), kind=core.kind)
+        return replace(whole, core=core) if core.n_tokens < whole.n_tokens else whole
+
+
+def _concatenated(first: Span, second: Span) -> Span:
+    n_tokens, text = first.n_tokens + second.n_tokens, first.text + second.text
+    return replace(first, n_tokens=n_tokens, text=text, core=None)
 
 
 def cut_spans(sections: Iterable[Section]) -> tuple[Span, ...]:
@@ -99,7 +118,7 @@ def _joined(pieces: Iterable[Piece], belong: Callable[[Piece, Piece], bool]) -> 
     found: list[Piece] = []
     for piece in pieces:
         last = found[-1] if found else piece
-        fits = last[2] == piece[2] and piece[1] - last[0] <= _MERGED_TOKENS
+        fits = last[2] == piece[2] and piece[1] - last[0] <= MERGED_TOKENS
         if found and fits and belong(last, piece):
             found[-1] = (last[0], *piece[1:])
         else:

@@ -36,5 +36,5 @@ class Surprises:
         self._known = {at: value for at, value in moved.items() if at is not None}
 
     def _mean(self, span: Span) -> float:
-        values = [self._known.get(at, np.nan) for at in range(span.start, span.end)]
+        values = [self._known.get(at, np.nan) for at in range(span.said.start, span.said.end)]
         return float(np.mean(values))

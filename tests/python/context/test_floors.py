@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.chat import Chat
-from modularbase.context.floors import Floor, find_floors
+from modularbase.context.floors import Floor, find_floors, floored_spans, spans_of
 from modularbase.context.signals import WEAK, find_signals
 from modularbase.context.spans import Span, cut_spans
 from modularbase.context_types import Tier
@@ -222,6 +223,31 @@ def test_a_frame_is_important_unless_its_message_is_kept(chat_of: ChatOf) -> Non
     assert frame_of({"role": "user", "content": "Never lie.", "tier": "redundant"}) == {
         Tier.IMPORTANT
     }
+
+
+def test_what_has_no_floor_is_one_with_its_neighbours_and_marks(chat_of: ChatOf) -> None:
+    sections = chat_of(
+        [
+            FIRST,
+            {"role": "user", "content": CHITCHAT},
+            {"role": "assistant", "content": "So? 42."},
+            {"role": "user", "content": f"{CHITCHAT} " * 12},
+        ]
+    ).sections
+    spans = spans_of(sections)
+    assert [s.start for s in spans[1:]] == [s.end for s in spans[:-1]]
+    assert "".join(s.text for s in spans) == "".join(s.text for s in sections)
+    frame, said = (s for s in cut_spans(sections) if s.message_index == 1)
+    (span,) = (s for s in spans if s.message_index == 1)
+    assert span.text == f"<|im_end|>\n<|im_start|>user\n{CHITCHAT}"
+    assert (span.start, span.end, span.said) == (frame.start, said.end, said)
+    assert span.kind == "prose" and dict(floored_spans(sections))[span] is None
+    # A floor keeps apart what it is for, and nothing grows long.
+    assert [s.kind for s in spans if s.message_index == 2] == ["control", "prose"]
+    longer = [s for s in spans if s.message_index == 3]
+    assert longer[0].core and longer[-1].core and len(longer) > 2
+    assert all(s.said.n_tokens <= 64 and s.said.kind == "prose" for s in longer)
+    assert min(a.said.n_tokens + b.said.n_tokens for a, b in pairwise(longer)) > 64
 
 
 def test_what_a_template_has_to_say_is_key() -> None:

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modularbase.context.chat import Chat
-from modularbase.context.floors import find_floors
+from modularbase.context.floors import floored_spans, spans_of
 from modularbase.context.forgetting import position_after, ranges_of, spans_to_forget
-from modularbase.context.spans import cut_spans
 from modularbase.context_types import Tier
 from modularbase.errors import InvalidRequestError
 from modularbase.types import Message
@@ -27,14 +26,39 @@ def long_chat(chat_of: ChatOf) -> Chat:
 
 def test_nothing_that_must_be_kept_exactly_goes(long_chat: Chat) -> None:
     everything = spans_to_forget(long_chat, (), 10**9)
-    spans = cut_spans(long_chat.sections)
+    floored = floored_spans(long_chat.sections)
     gone = {span.start for span in everything}
-    for span, floor in zip(spans, find_floors(spans), strict=True):
+    kept = {s.message_index for s, floor in floored if floor and floor.tier is Tier.KEY}
+    for span, floor in floored:
         if span.kind != "control":
             must_stay = floor is not None and floor.tier is Tier.KEY
+            is_marked = span.core is not None and span.message_index in kept
             is_last = span.message_index >= len(long_chat.messages) - 2
-            assert (span.start in gone) == (not must_stay and not is_last)
-    assert spans[0].start not in gone
+            assert (span.start in gone) == (not must_stay and not is_marked and not is_last)
+    assert floored[0][0].start not in gone
+
+
+def test_marks_go_with_the_last_of_their_message(chat_of: ChatOf) -> None:
+    messages: list[Message] = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "assistant", "content": CHATTER * 12},
+        {"role": "user", "content": CHATTER * 4 + "You must always answer in rhymes."},
+        {"role": "assistant", "content": CHATTER},
+        {"role": "user", "content": "And now?"},
+    ]
+    chat = chat_of(messages)
+    spans = spans_of(chat.sections)
+    opening, *rest = (s for s in spans if s.message_index == 1)
+    assert opening.core and len(rest) >= 3 and not any(span.core for span in rest)
+    for n_gone in range(1, len(rest) + 1):
+        n_tokens = sum(span.n_tokens for span in rest[:n_gone])
+        assert spans_to_forget(chat, (), n_tokens) == rest[:n_gone]
+    assert spans_to_forget(chat, {opening.start}, 1) == rest[:1]
+    everything = spans_to_forget(chat, (), 10**9)
+    assert opening in everything
+    # What stays of a message keeps its marks.
+    kept = [s for s in spans if s.message_index == 2 and s not in everything]
+    assert kept[0].core and any(s.message_index == 2 for s in everything)
 
 
 def test_what_matters_least_goes_first(chat_of: ChatOf) -> None:
@@ -47,7 +71,7 @@ def test_what_matters_least_goes_first(chat_of: ChatOf) -> None:
         {"role": "assistant", "content": "Nothing."},
     ]
     chat = chat_of(messages)
-    spans = cut_spans(chat.sections)
+    spans = spans_of(chat.sections)
     of_message = {i: [s for s in spans if s.message_index == i] for i in range(6)}
     (first,) = spans_to_forget(chat, (), 1)
     assert first.message_index == 2 and first.kind == "prose"  # 1 has a number
@@ -59,13 +83,13 @@ def test_what_matters_least_goes_first(chat_of: ChatOf) -> None:
 
 
 def test_the_rest_is_cut_as_before(long_chat: Chat) -> None:
-    before = cut_spans(long_chat.sections)
+    before = spans_of(long_chat.sections)
     chosen = spans_to_forget(long_chat, (), len(long_chat.token_ids) // 3)
     ranges = ranges_of(chosen)
     gone = {span.start for span in chosen}
     long_chat.forget(ranges)
     left = [span for span in before if span.start not in gone]
-    after = cut_spans(long_chat.sections)
+    after = spans_of(long_chat.sections)
     assert [(s.text, s.n_tokens, s.message_index) for s in after] == [
         (s.text, s.n_tokens, s.message_index) for s in left
     ]

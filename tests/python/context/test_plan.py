@@ -15,10 +15,10 @@ from modularbase.bases.tokenizer import Tokenizer
 from modularbase.context.budget import Account, GradedSpan, fit_budget
 from modularbase.context.chat import Chat
 from modularbase.context.costs import TierCosts
-from modularbase.context.floors import find_floors
+from modularbase.context.floors import floored_spans, spans_of
 from modularbase.context.plan import TIER_CODES, ContextGrader, TierPlan
 from modularbase.context.scores import SpanSignals
-from modularbase.context.spans import Span, cut_spans
+from modularbase.context.spans import Span
 from modularbase.context_types import ContextOptions, Tier
 from modularbase.errors import BaseLoadError, ContextBudgetError, InvalidRequestError
 from modularbase.types import Message
@@ -95,7 +95,7 @@ def test_budgets_hold_or_are_refused(
 ) -> None:
     chat = Chat(ChatTemplate(CHATML), tokenizer)
     chat.add_history(make_dialogue(seed, n_turns=6).messages)
-    spans = cut_spans(chat.sections)
+    spans = spans_of(chat.sections)
     budget = int(share * len(chat.token_ids) * COSTS.key_token_bytes)
     options = ContextOptions(budget_bytes=budget, window_tokens=window, slots_ratio=ratio)
     rng = np.random.default_rng(seed)
@@ -111,7 +111,9 @@ def test_budgets_hold_or_are_refused(
         return
     assert plan.report.total_bytes <= budget + 3
     assert plan == plan_of(chat, options, signals)
-    for decision, floor in zip(plan.report.decisions, find_floors(spans), strict=True):
+    for decision, (_, floor) in zip(
+        plan.report.decisions, floored_spans(chat.sections), strict=True
+    ):
         if floor is not None:
             assert decision.tier == floor.tier == decision.floor
 
@@ -134,7 +136,7 @@ def test_demoting_begins_late_and_goes_far(chat_of: ChatOf) -> None:
 
 def test_the_least_score_per_byte_goes_first(long_chat: Chat) -> None:
     free = plan_of(long_chat, AT_ONCE).report
-    spans = cut_spans(long_chat.sections)
+    spans = spans_of(long_chat.sections)
     scores = np.linspace(1, -1, len(spans))  # later ones matter less
     signals = SpanSignals(similarity=scores)
     options = replace(AT_ONCE, budget_bytes=int(free.total_bytes / 0.95))
@@ -143,7 +145,7 @@ def test_the_least_score_per_byte_goes_first(long_chat: Chat) -> None:
     assert demoted
     kept = [
         (span, score)
-        for span, score, floor in zip(spans, scores, find_floors(spans), strict=True)
+        for (span, floor), score in zip(floored_spans(long_chat.sections), scores, strict=True)
         if floor is None and span.role == "assistant" and span.start not in demoted
     ]
     window_start = free.total_tokens - free.window_tokens
@@ -175,7 +177,7 @@ def test_what_the_user_said_goes_last(long_chat: Chat) -> None:
 
 def test_two_low_checks_are_needed(long_chat: Chat) -> None:
     free = plan_of(long_chat, AT_ONCE).report.total_bytes
-    signals = SpanSignals(similarity=np.linspace(-1, 1, len(cut_spans(long_chat.sections))))
+    signals = SpanSignals(similarity=np.linspace(-1, 1, len(spans_of(long_chat.sections))))
     # Above the watermark, but within the budget: there is time.
     options = ContextOptions(budget_bytes=int(free / 0.95))
     grader = ContextGrader()
@@ -195,7 +197,7 @@ def test_only_undecided_spans_need_signals(long_chat: Chat) -> None:
     assert not grader.undecided(long_chat, COSTS, AT_ONCE)
     assert not grader.undecided(long_chat, COSTS, replace(AT_ONCE, budget_bytes=2 * free))
     options = replace(AT_ONCE, budget_bytes=int(0.9 * free))
-    spans = cut_spans(long_chat.sections)
+    spans = spans_of(long_chat.sections)
     values = np.random.default_rng(5).normal(size=len(spans))
     for _ in range(2):
         found = grader.undecided(long_chat, COSTS, options)
@@ -252,7 +254,7 @@ def test_rehydration(long_chat: Chat) -> None:
     grader = ContextGrader()
     plan = grader.plan(long_chat, None, COSTS, options)
     grader.accept(plan)
-    spans = cut_spans(long_chat.sections)
+    spans = spans_of(long_chat.sections)
     starts = [slots.start for slots in plan.slot_spans]
     similarity = np.full(len(spans), 0.9)  # of spans that are not summarised it does not matter
     values = dict(
@@ -296,7 +298,7 @@ def test_the_callers_tiers(chat_of: ChatOf) -> None:
     # They come back while they are asked for, and go again.
     grader, options = ContextGrader(), ContextOptions(window_tokens=0, rehydrate_tokens=1000)
     grader.accept(grader.plan(chat, None, COSTS, options))
-    similarity = np.ones(len(cut_spans(chat.sections)))
+    similarity = np.ones(len(spans_of(chat.sections)))
     found = grader.spans_to_rehydrate(chat, similarity, options)
     assert len(found) == len(of_users)
     grader.still_summarised(())
