@@ -63,6 +63,7 @@ void bind_reports(py::module_& module) {
       .def_readonly("important_bytes", &ContextState::important_bytes)
       .def_readonly("redundant_bytes", &ContextState::redundant_bytes)
       .def_readonly("own_bytes", &ContextState::own_bytes)
+      .def_property_readonly("total_bytes", &ContextState::total_bytes)
       .def_readonly("query_bytes", &ContextState::query_bytes);
   py::enum_<CompactionReport::Outcome>(module, "CompactionOutcome")
       .value("done", CompactionReport::Outcome::kDone)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from benchmarks.context.chat_tokens import WrittenTurns
-from benchmarks.context.engine_systems import DetailHeads, last_logits, total_bytes
+from benchmarks.context.engine_systems import DetailHeads, last_logits
 from modularbase import Engine
 from modularbase.context.plan import ContextGrader
 from modularbase.context_types import ContextOptions
@@ -150,7 +150,7 @@ class TalkedDialogue:
         """Takes a conversation over."""
         self._system, self._conversation = system, conversation
         state = system.engine._core.context_state(conversation._open_id())
-        self.n_bytes = total_bytes(state)
+        self.n_bytes: int = state.total_bytes
 
     def logits(self, ids: Sequence[int]) -> FloatArray:
         """See HeldDialogue."""

@@ -76,7 +76,7 @@ class EngineSystem:
         if self.keeping.kv == "tiered":
             told = tiers if self.heeded_tiers else None
             core.compact(held.number, *self._plan(len(ids), told), 1e9)
-        held.n_bytes = total_bytes(core.context_state(held.number))
+        held.n_bytes = core.context_state(held.number).total_bytes
         return held
 
     def _plan(self, n: int, tiers: Sequence[TierName] | None) -> tuple[bytes, list[Any]]:
@@ -160,12 +160,6 @@ def redundant_spans(codes: bytes, most: int) -> list[tuple[int, int]]:
         if code == CODES["redundant"]:
             spans += [(at, min(most, end - at)) for at in range(start, end, most)]
     return spans
-
-
-def total_bytes(state: Any) -> int:
-    """Of all that a conversation keeps."""
-    n: int = state.key_bytes + state.important_bytes + state.redundant_bytes + state.own_bytes
-    return n
 
 
 def last_logits(

@@ -125,11 +125,19 @@ def _detail_heads(bench: Bench) -> Iterator[PartResult]:
 
 
 def _needles(bench: Bench) -> Iterator[PartResult]:
+    yield from _recalled(bench, [bench.exact, *bench.systems])
+
+
+def _tier_needles(bench: Bench) -> Iterator[PartResult]:
+    yield from _recalled(bench, [])
+
+
+def _recalled(bench: Bench, others: Sequence[ContextSystem]) -> Iterator[PartResult]:
     tokenizer = bench.model.encoder.tokenizer
     exact = EngineSystem(bench.base, Keeping("ours, F16", "f16"), bench.n_threads)
     ours = [EngineSystem(bench.base, keeping, bench.n_threads) for keeping in TOLD_KEEPINGS]
     try:
-        systems = [bench.exact, *bench.systems, exact, *ours]
+        systems = [*others, exact, *ours]
         outcomes = measure_recall(systems, bench.settings.haystacks(), tokenizer, bench.report)
     finally:
         for system in (exact, *ours):
@@ -200,6 +208,7 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[PartResult]]] = {
     "engine": _engine,
     "detail_heads": _detail_heads,
     "needles": _needles,
+    "tier_needles": _tier_needles,
     "dialogues": _dialogues,
     "chats": _chats,
     "baselines": _baselines,

@@ -18,7 +18,7 @@ from modularbase.context.plan import GraderState
 from modularbase.errors import ConversationFileError
 from modularbase.storage.files import appearing
 
-MAGIC = b"MBCONV\x00\x03"
+MAGIC = b"MBCONV\x00\x04"
 _DIGEST_BYTES = 32
 
 

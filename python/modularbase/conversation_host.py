@@ -53,6 +53,10 @@ class State(Protocol):
     def own_bytes(self) -> int:
         """What the others take."""
 
+    @property
+    def total_bytes(self) -> int:
+        """What all take."""
+
 
 class Runtime(Protocol):
     """The part of the runtime that keeps conversations."""
@@ -194,5 +198,4 @@ def _unfilled_bytes(state: State, costs: TierCosts, window_tokens: int) -> int:
     n_important = state.tiers.count(TIER_CODES[Tier.IMPORTANT]) + max(0, n_own - window_tokens)
     filled = n_key * costs.key_token_bytes + n_important * costs.important_token_bytes
     filled += sum(costs.summary_bytes(n_tokens, n_slots) for _, n_tokens, n_slots in state.spans)
-    taken = state.key_bytes + state.important_bytes + state.redundant_bytes + state.own_bytes
-    return max(0, taken - math.ceil(filled))
+    return max(0, state.total_bytes - math.ceil(filled))

@@ -64,8 +64,8 @@ def check_state(state: Any, block_bytes: BlockBytes, kv_bytes: int) -> None:
     least = -(-(state.n_tokens - state.n_compacted) // BLOCK_TOKENS)
     n_own, rest = divmod(state.own_bytes, block_bytes.exact)
     assert rest == 0 and n_own >= least
-    total = state.key_bytes + state.important_bytes + state.redundant_bytes + state.own_bytes
-    assert total <= kv_bytes
+    by_tier = state.key_bytes + state.important_bytes + state.redundant_bytes + state.own_bytes
+    assert by_tier == state.total_bytes <= kv_bytes
 
 
 def check_image(image: Any, state: Any, block_bytes: BlockBytes) -> None:

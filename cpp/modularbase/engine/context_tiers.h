@@ -45,6 +45,11 @@ struct ContextState {
   std::size_t redundant_bytes = 0;
   std::size_t own_bytes = 0;    // of the others
   std::size_t query_bytes = 0;  // what is kept for fits
+
+  /// Of all its keys and values.
+  std::size_t total_bytes() const {
+    return key_bytes + important_bytes + redundant_bytes + own_bytes;
+  }
 };
 
 /// Compacts sequences: those that run as they grow, kept conversations as their callers plan.

@@ -231,7 +231,7 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
     options = ["--small", "--threads=1", f"--base={base}", f"--output={tmp_path}"]
     assert main(options) == 0
     found = json.loads((tmp_path / "context.json").read_text())
-    parts = ["fidelity", "engine", "detail_heads", "needles", "dialogues", "chats"]
+    parts = ["fidelity", "engine", "detail_heads", "needles", "tier_needles", "dialogues", "chats"]
     assert list(found) == [*parts, "baselines", "compaction"]
     ours = {row["system"]: row for row in found["engine"]["values"]}
     assert 0 < ours["ours, Q8_0"]["fidelity"]["kl"]["value"] < 1e-3
@@ -257,6 +257,12 @@ def test_a_small_run(base: Path, tmp_path: Path) -> None:
         row["tier"] for row in found["needles"]["values"] if row["system"] == "ours, told tiers"
     }
     assert tiers == {"key", "important", "redundant"}
+    found_by_ours = [
+        [row["answer_nll"] for row in found[part]["values"] if row["system"].startswith("ours")]
+        for part in ("needles", "tier_needles")
+    ]
+    assert found_by_ours[0] == found_by_ours[1]
+    assert len(found["tier_needles"]["values"]) == len(found_by_ours[1])
     for turn in found["compaction"]["values"]:
         assert 0 <= turn["compaction_us"] <= turn["behind_us"] < turn["turn_us"]
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
