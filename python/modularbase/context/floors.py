@@ -79,7 +79,10 @@ def _belong(*neighbours: tuple[Span, Floor | None]) -> bool:
         for span, floor in neighbours
     )
     is_one_message = first.message_index == second.message_index
-    return is_one_message and are_free and bool(n_said) and sum(n_said) <= MERGED_TOKENS
+    # Of what is said between marks, all lies together.
+    is_open = first.kind == "control" or first.said.end == first.end
+    is_short = bool(n_said) and sum(n_said) <= MERGED_TOKENS
+    return is_one_message and are_free and is_open and is_short
 
 
 def find_floors(spans: Sequence[Span]) -> list[Floor | None]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from modularbase.bases.chat_template import ChatTemplate
 from modularbase.bases.tokenizer import Tokenizer
-from modularbase.context.chat import Chat
+from modularbase.context.chat import Chat, Section
 from modularbase.context.floors import Floor, find_floors, floored_spans, spans_of
 from modularbase.context.signals import WEAK, find_signals
 from modularbase.context.spans import Span, cut_spans
@@ -248,6 +248,23 @@ def test_what_has_no_floor_is_one_with_its_neighbours_and_marks(chat_of: ChatOf)
     assert longer[0].core and longer[-1].core and len(longer) > 2
     assert all(s.said.n_tokens <= 64 and s.said.kind == "prose" for s in longer)
     assert min(a.said.n_tokens + b.said.n_tokens for a, b in pairwise(longer)) > 64
+
+
+def test_what_is_said_between_marks_lies_together() -> None:
+    def section(start: int, text: str) -> Section:
+        is_control = text.startswith("<")
+        return Section(start, (7,) * 5, tuple(range(5)), text, 3, "assistant", is_control, None)
+
+    texts = ("<one>", "So it", "<two>", " was.", "<end>")
+    spans = spans_of(tuple(section(100 + 5 * i, text) for i, text in enumerate(texts)))
+    assert [(s.start, s.n_tokens, s.text) for s in spans] == [
+        (100, 15, "<one>So it<two>"),
+        (115, 10, " was.<end>"),
+    ]
+    assert [(s.said.start, s.said.n_tokens, s.said.text) for s in spans] == [
+        (105, 5, "So it"),
+        (115, 5, " was."),
+    ]
 
 
 def test_what_a_template_has_to_say_is_key() -> None:
