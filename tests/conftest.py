@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from tests.tools.tiny_models import TinyModel
 
 os.environ.pop("COLUMNS", None)  # from xdist: the command line would keep to it for good
-_CORES = sorted(os.sched_getaffinity(0))
 _ROOT = Path(__file__).resolve().parents[1]
 _CACHE = _ROOT / ".cache" / "test-models"
 _LLAMA_CPP = _ROOT / ".cache" / "llama_cpp" / "models"
@@ -30,22 +28,6 @@ class TinyModelFactory(Protocol):
 
     def __call__(self, family: str = ..., **options: Any) -> TinyModel:
         """Arguments as in `make_tiny_model`."""
-
-
-def pytest_configure() -> None:
-    """Gives each of xdist's processes a core: threads that wait for one another share none."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    if worker.startswith("gw"):
-        os.sched_setaffinity(0, {_CORES[int(worker[2:]) % len(_CORES)]})
-
-
-@pytest.fixture
-def all_cores() -> Iterator[int]:
-    """The cores that there are; the test may use them all."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, _CORES)
-    yield len(_CORES)
-    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(scope="session")
