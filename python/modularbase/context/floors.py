@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -57,9 +58,10 @@ def floored_spans(sections: tuple[Section, ...]) -> FlooredSpans:
     marks around them: slots for the whole say more than as many, each for a sentence or a mark.
     """
     spans = cut_spans(sections)
+    edges = {section.start for section in sections}
     found = list[tuple[Span, Floor | None]]()
     for span, floor in zip(spans, find_floors(spans), strict=True):
-        if found and _belong(found[-1], (span, floor)):
+        if found and _belong(found[-1], (span, floor), edges):
             found[-1] = (found[-1][0].joined(span), None)
         else:
             found.append((span, floor))
@@ -71,18 +73,21 @@ def spans_of(sections: tuple[Section, ...]) -> tuple[Span, ...]:
     return tuple(span for span, _ in floored_spans(sections))
 
 
-def _belong(*neighbours: tuple[Span, Floor | None]) -> bool:
-    (first, _), (second, _) = neighbours
-    n_said = [span.said.n_tokens for span, floor in neighbours if floor is None]
+def _belong(
+    one: tuple[Span, Floor | None], other: tuple[Span, Floor | None], edges: AbstractSet[int]
+) -> bool:
+    (first, _), (second, _) = one, other
+    n_said = [span.said.n_tokens for span, floor in (one, other) if floor is None]
     are_free = all(
         floor is None or (span.kind == "control" and floor.tier is Tier.IMPORTANT)
-        for span, floor in neighbours
+        for span, floor in (one, other)
     )
     is_one_message = first.message_index == second.message_index
-    # Of what is said between marks, all lies together.
-    is_open = first.kind == "control" or first.said.end == first.end
+    # Text behind an edge was cut off from the text before it: by marks, or as what lay between them
+    # was forgotten, when each had its tier already.
+    is_one_text = second.start not in edges or "control" in (first.kind, second.kind)
     is_short = bool(n_said) and sum(n_said) <= MERGED_TOKENS
-    return is_one_message and are_free and is_open and is_short
+    return is_one_message and are_free and is_one_text and is_short
 
 
 def find_floors(spans: Sequence[Span]) -> list[Floor | None]:

@@ -99,6 +99,24 @@ def test_the_rest_is_cut_as_before(long_chat: Chat) -> None:
     )
 
 
+def test_what_was_apart_stays_apart(chat_of: ChatOf) -> None:
+    longer = f"{CHATTER.strip(' .')}, and {CHATTER.lower()}"
+    messages: list[Message] = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "assistant", "content": CHATTER + longer + CHATTER},
+        {"role": "user", "content": "And now?"},
+    ]
+    chat = chat_of(messages)
+    first, middle, last = (s for s in spans_of(chat.sections) if s.message_index == 1)
+    assert first.said.n_tokens + last.said.n_tokens <= 64  # they would go together
+    chat.forget([(middle.start, middle.n_tokens)])
+    left = [s for s in spans_of(chat.sections) if s.message_index == 1]
+    assert [(s.start, s.text) for s in left] == [
+        (first.start, first.text),
+        (first.end, last.text),
+    ]
+
+
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_ranges(data: st.DataObject) -> None:
